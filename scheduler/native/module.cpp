@@ -1,0 +1,233 @@
+// Python's view of the arena: converts types, nothing else.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/vector.h>
+
+#include "ports.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using Buffer = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Slots = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Outcomes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ConstRows = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// Keeps the buffer alive for as long as anything points into it.
+struct PyArena {
+  Buffer buffer;
+  tickring::Arena arena;
+};
+
+tickring::Dimensions dimensions(std::uint32_t frontends, std::uint32_t engines, std::uint32_t models,
+                                std::uint32_t slots_per_frontend, std::uint64_t input_row_bytes,
+                                std::uint64_t output_row_bytes) {
+  tickring::Dimensions dims;
+  dims.frontends = frontends;
+  dims.engines = engines;
+  dims.models = models;
+  dims.slots_per_frontend = slots_per_frontend;
+  dims.input_row_bytes = input_row_bytes;
+  dims.output_row_bytes = output_row_bytes;
+  return dims;
+}
+
+// Rows move while other threads of the engine compute, so these run without the GIL.
+void check_rows(const tickring::Arena& arena, const Slots& slots, std::size_t rows, std::size_t row_bytes,
+                std::uint64_t offset, std::uint64_t room) {
+  tickring::Layout::check("rows", rows, slots.size(), std::numeric_limits<std::uint64_t>::max());
+  tickring::Layout::check("offset + row bytes", offset + row_bytes, 0, room);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    tickring::Layout::check("slot", slots.data()[i], 0, arena.layout().slots() - 1);
+  }
+}
+
+void gather_inputs(const PyArena& self, const Slots& slots, std::uint64_t offset, const Rows& into) {
+  const std::size_t row_bytes = into.shape(1);
+  check_rows(self.arena, slots, into.shape(0), row_bytes, offset, self.arena.layout().dims.input_row_bytes);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    std::memcpy(into.data() + i * row_bytes, self.arena.input_row(slots.data()[i]) + offset, row_bytes);
+  }
+}
+
+void scatter_outputs(const PyArena& self, const Slots& slots, std::uint64_t offset, const ConstRows& from) {
+  const std::size_t row_bytes = from.shape(1);
+  check_rows(self.arena, slots, from.shape(0), row_bytes, offset, self.arena.layout().dims.output_row_bytes);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    std::memcpy(self.arena.output_row(slots.data()[i]) + offset, from.data() + i * row_bytes, row_bytes);
+  }
+}
+
+nb::object deadline_or_none(std::uint64_t deadline_ns) {
+  if (deadline_ns == tickring::kNoDeadline) return nb::none();
+  return nb::int_(deadline_ns);
+}
+
+}  // namespace
+
+NB_MODULE(_ring, m) {
+  m.doc() = "Lanes, completions and gates in shared memory; see the headers beside module.cpp.";
+  m.attr("CLASSES") = tickring::kClasses;
+  m.attr("NO_DEADLINE") = tickring::kNoDeadline;
+  m.attr("MAX_FRONTENDS") = tickring::kMaxFrontends;
+  m.attr("MAX_MODELS") = tickring::kMaxModels;
+  m.attr("MAX_SLOTS_PER_FRONTEND") = tickring::kMaxSlotsPerFrontend;
+
+  m.def("now_ns", &tickring::now_ns, "CLOCK_MONOTONIC, nanoseconds.");
+  m.def(
+      "arena_bytes",
+      [](std::uint32_t frontends, std::uint32_t engines, std::uint32_t models,
+         std::uint32_t slots_per_frontend, std::uint64_t input_row_bytes, std::uint64_t output_row_bytes) {
+        return tickring::Layout::of(dimensions(frontends, engines, models, slots_per_frontend,
+                                               input_row_bytes, output_row_bytes))
+            .total_bytes;
+      },
+      nb::kw_only(), "frontends"_a, "engines"_a, "models"_a, "slots_per_frontend"_a, "input_row_bytes"_a,
+      "output_row_bytes"_a, "Bytes an arena of these dimensions needs.");
+
+  nb::class_<PyArena>(m, "Arena")
+      .def_static(
+          "format",
+          [](Buffer buffer, std::uint32_t frontends, std::uint32_t engines, std::uint32_t models,
+             std::uint32_t slots_per_frontend, std::uint64_t input_row_bytes,
+             std::uint64_t output_row_bytes) {
+            auto arena = tickring::Arena::format(buffer.data(), buffer.size(),
+                                                 dimensions(frontends, engines, models, slots_per_frontend,
+                                                            input_row_bytes, output_row_bytes));
+            return PyArena{std::move(buffer), arena};
+          },
+          "buffer"_a, nb::kw_only(), "frontends"_a, "engines"_a, "models"_a, "slots_per_frontend"_a,
+          "input_row_bytes"_a, "output_row_bytes"_a)
+      .def_static(
+          "attach",
+          [](Buffer buffer) {
+            auto arena = tickring::Arena::attach(buffer.data(), buffer.size());
+            return PyArena{std::move(buffer), arena};
+          },
+          "buffer"_a)
+      .def_prop_ro("frontends", [](const PyArena& self) { return self.arena.layout().dims.frontends; })
+      .def_prop_ro("engines", [](const PyArena& self) { return self.arena.layout().dims.engines; })
+      .def_prop_ro("models", [](const PyArena& self) { return self.arena.layout().dims.models; })
+      .def_prop_ro("slots_per_frontend",
+                   [](const PyArena& self) { return self.arena.layout().dims.slots_per_frontend; })
+      .def_prop_ro("input_row_bytes",
+                   [](const PyArena& self) { return self.arena.layout().dims.input_row_bytes; })
+      .def_prop_ro("output_row_bytes",
+                   [](const PyArena& self) { return self.arena.layout().dims.output_row_bytes; })
+      .def_prop_ro("input_slab", [](const PyArena& self) { return self.arena.layout().input_slab; })
+      .def_prop_ro("output_slab", [](const PyArena& self) { return self.arena.layout().output_slab; })
+      .def_prop_ro("slots", [](const PyArena& self) { return self.arena.layout().slots(); })
+      .def("epoch",
+           [](const PyArena& self, std::uint32_t frontend) {
+             tickring::Layout::check("frontend", frontend, 0, self.arena.layout().dims.frontends - 1);
+             return self.arena.epoch(frontend).load(std::memory_order_acquire);
+           })
+      .def("reset_frontend",
+           [](const PyArena& self, std::uint32_t frontend) {
+             tickring::Layout::check("frontend", frontend, 0, self.arena.layout().dims.frontends - 1);
+             self.arena.reset_frontend(frontend);
+           })
+      .def("reset_engine",
+           [](const PyArena& self, std::uint32_t engine) {
+             tickring::Layout::check("engine", engine, 0, self.arena.layout().dims.engines - 1);
+             self.arena.reset_engine(engine);
+           })
+      .def("gather_inputs", &gather_inputs, "slots"_a, "offset"_a, "into"_a,
+           nb::call_guard<nb::gil_scoped_release>())
+      .def("scatter_outputs", &scatter_outputs, "slots"_a, "offset"_a, "rows"_a,
+           nb::call_guard<nb::gil_scoped_release>())
+      .def("engine_stats", [](const PyArena& self, std::uint32_t engine) {
+        tickring::Layout::check("engine", engine, 0, self.arena.layout().dims.engines - 1);
+        const tickring::EngineStats& stats = self.arena.engine_stats(engine);
+        auto get = [](const std::atomic<std::uint64_t>& value) {
+          return value.load(std::memory_order_relaxed);
+        };
+        nb::dict out;
+        out["taken"] = get(stats.taken);
+        nb::list ended;
+        for (const auto& count : stats.ended) ended.append(get(count));
+        out["ended"] = ended;
+        out["discarded"] = get(stats.discarded);
+        out["batches"] = get(stats.batches);
+        out["corrupt"] = get(stats.corrupt);
+        out["sleeps"] = get(stats.sleeps);
+        return out;
+      });
+
+  nb::class_<tickring::FrontendPort>(m, "FrontendPort")
+      .def(
+          "__init__",
+          [](tickring::FrontendPort* self, const PyArena& arena, std::uint32_t frontend, int eventfd,
+             const std::vector<int>& engine_eventfds) {
+            new (self) tickring::FrontendPort(arena.arena, frontend, eventfd, engine_eventfds);
+          },
+          "arena"_a, "frontend"_a, "eventfd"_a, "engine_eventfds"_a, nb::keep_alive<1, 2>())
+      .def(
+          "push",
+          [](tickring::FrontendPort& self, std::uint32_t engine, std::uint32_t model, std::uint32_t cls,
+             const std::vector<std::uint32_t>& slots, std::uint64_t key, std::uint64_t enqueued_ns,
+             std::uint64_t deadline_ns, std::uint32_t request, bool exclusive) {
+            return self.push(engine, model, cls, slots.data(), slots.size(),
+                             tickring::Ticket{key, enqueued_ns, deadline_ns, request, exclusive});
+          },
+          "engine"_a, "model"_a, "cls"_a, "slots"_a, "key"_a, "enqueued_ns"_a, "deadline_ns"_a, "request"_a,
+          "exclusive"_a)
+      .def("cancel", &tickring::FrontendPort::cancel, "slot"_a)
+      .def("drain",
+           [](tickring::FrontendPort& self) {
+             nb::list out;
+             self.drain([&out](std::uint32_t slot, const tickring::SlotHeader& header) {
+               out.append(nb::make_tuple(slot, header.outcome, header.enqueued_ns, header.dispatched_ns,
+                                         header.compute_start_ns, header.compute_end_ns, header.batch,
+                                         header.batch_size, header.batch_bucket));
+             });
+             return out;
+           })
+      .def("arm", &tickring::FrontendPort::arm)
+      .def("woken", &tickring::FrontendPort::woken)
+      .def_prop_ro("first_slot", &tickring::FrontendPort::first_slot);
+
+  nb::class_<tickring::EnginePort>(m, "EnginePort")
+      .def(
+          "__init__",
+          [](tickring::EnginePort* self, const PyArena& arena, std::uint32_t engine, int eventfd,
+             const std::vector<int>& frontend_eventfds) {
+            new (self) tickring::EnginePort(arena.arena, engine, eventfd, frontend_eventfds);
+          },
+          "arena"_a, "engine"_a, "eventfd"_a, "frontend_eventfds"_a, nb::keep_alive<1, 2>())
+      .def("look",
+           [](tickring::EnginePort& self) {
+             nb::list out;
+             self.look([&out](std::uint32_t model, std::uint32_t cls, const tickring::ClassBacklog& backlog) {
+               out.append(nb::make_tuple(model, cls, backlog.depth, backlog.key, backlog.enqueued_ns,
+                                         deadline_or_none(backlog.deadline_ns)));
+             });
+             return out;
+           })
+      .def(
+          "take",
+          [](tickring::EnginePort& self, std::uint32_t model, std::uint64_t now, std::uint64_t expected_ns,
+             nb::ndarray<std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> into) {
+            return self.take(model, into.size(), now, expected_ns, into.data());
+          },
+          "model"_a, "now_ns"_a, "expected_ns"_a, "into"_a)
+      .def(
+          "complete",
+          [](tickring::EnginePort& self, Slots slots, Outcomes outcomes, std::uint64_t dispatched_ns,
+             std::uint64_t compute_start_ns, std::uint64_t compute_end_ns, std::uint64_t batch,
+             std::uint32_t bucket) {
+            tickring::Layout::check("outcomes", outcomes.size(), slots.size(), slots.size());
+            self.complete(slots.data(), outcomes.data(), slots.size(),
+                          tickring::BatchFacts{dispatched_ns, compute_start_ns, compute_end_ns, batch,
+                                               static_cast<std::uint32_t>(slots.size()), bucket});
+          },
+          "slots"_a, "outcomes"_a, "dispatched_ns"_a, "compute_start_ns"_a, "compute_end_ns"_a, "batch"_a,
+          "bucket"_a)
+      .def("discard", &tickring::EnginePort::discard, "frontend"_a)
+      .def("wait", &tickring::EnginePort::wait, "timeout_ns"_a, "spin_ns"_a,
+           nb::call_guard<nb::gil_scoped_release>())
+      .def("wake", &tickring::EnginePort::wake);
+}
