@@ -4,6 +4,7 @@
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -62,7 +63,7 @@ class DeadlineExceeded(PredictionError):
 
 
 class Cancelled(PredictionError):
-    """CANCELLED: this client was closed while the call was outstanding."""
+    """CANCELLED: this client was closed before the call or during it."""
 
 
 class Unavailable(PredictionError):
@@ -112,7 +113,7 @@ def from_status(status: status_pb2.Status) -> PredictionError:
 def from_rpc_error(error: grpc.aio.AioRpcError) -> PredictionError:
     """The error that an RPC ended with; details come from its `grpc-status-details-bin` trailer."""
     try:
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(cast("grpc.Call", error))  # asks for code, details and trailers only
     except (ValueError, DecodeError):
         # A trailer that contradicts the status or does not parse: the status itself is what counts.
         status = None
@@ -120,19 +121,27 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> PredictionError:
 
 
 def _build(code: grpc.StatusCode, message: str, details: Iterable[Any]) -> PredictionError:
-    reason = field = None
-    retry_after_s = None
-    for detail in details:
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            reason = _unpacked(detail, error_details_pb2.ErrorInfo()).reason or None
-        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            delay = _unpacked(detail, error_details_pb2.RetryInfo()).retry_delay
-            retry_after_s = max(0.0, delay.seconds + delay.nanos / 1e9)
-        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            violations = _unpacked(detail, error_details_pb2.BadRequest()).field_violations
-            field = violations[0].field if violations else None
+    try:
+        reason, field, retry_after_s = _read_details(details)
+    except DecodeError:
+        # One garbled detail must not cost the caller the status, nor a whole RPC stream its reader.
+        reason = field = retry_after_s = None
     chosen = _CLASSES.get(code, PredictionError)
     if chosen is ModelFailed and reason is None:
         # Transports and proxies say INTERNAL too; only the server's own carries a reason.
         chosen = PredictionError
     return chosen(code, message, reason, field, retry_after_s)
+
+
+def _read_details(details: Iterable[Any]) -> tuple[str | None, str | None, float | None]:
+    info = error_details_pb2.ErrorInfo()
+    bad_request = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    retry_after_s: float | None = None
+    for detail in details:
+        detail.Unpack(info)  # each takes its own type and leaves the others alone
+        detail.Unpack(bad_request)
+        if detail.Unpack(retry):
+            retry_after_s = max(0.0, retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
+    field = bad_request.field_violations[0].field if bad_request.field_violations else None
+    return info.reason or None, field or None, retry_after_s

@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from enum import IntEnum
 from types import MappingProxyType
 
-from client.errors import InvalidRequest, error_for
+from client.errors import invalid
 from tickring.v1 import types_pb2
 
 
 class Priority(IntEnum):
     """How urgent a request is, most urgent first; the values are those of the wire."""
 
-    REAL_TIME_TRADING = int(types_pb2.PRIORITY_REAL_TIME_TRADING)
-    MARKET_DATA_UPDATE = int(types_pb2.PRIORITY_MARKET_DATA_UPDATE)
-    BATCH_PROCESSING = int(types_pb2.PRIORITY_BATCH_PROCESSING)
-    HISTORICAL_ANALYSIS = int(types_pb2.PRIORITY_HISTORICAL_ANALYSIS)
-    BACKGROUND_TASKS = int(types_pb2.PRIORITY_BACKGROUND_TASKS)
+    REAL_TIME_TRADING = 1
+    MARKET_DATA_UPDATE = 2
+    BATCH_PROCESSING = 3
+    HISTORICAL_ANALYSIS = 4
+    BACKGROUND_TASKS = 5
 
 
 ALIASES: Mapping[str, Priority] = MappingProxyType(
@@ -26,20 +26,27 @@ ALIASES: Mapping[str, Priority] = MappingProxyType(
     }
 )
 
+_WIRE = {
+    Priority.REAL_TIME_TRADING: types_pb2.PRIORITY_REAL_TIME_TRADING,
+    Priority.MARKET_DATA_UPDATE: types_pb2.PRIORITY_MARKET_DATA_UPDATE,
+    Priority.BATCH_PROCESSING: types_pb2.PRIORITY_BATCH_PROCESSING,
+    Priority.HISTORICAL_ANALYSIS: types_pb2.PRIORITY_HISTORICAL_ANALYSIS,
+    Priority.BACKGROUND_TASKS: types_pb2.PRIORITY_BACKGROUND_TASKS,
+}
 # One look-up per request: names, aliases, "1" to "5" and 1 to 5 (a Priority hashes like its int).
-_BY_VALUE: Mapping[str | int | None, Priority | None] = MappingProxyType(
-    {None: None}
-    | {name.lower(): member for name, member in Priority.__members__.items()}
-    | dict(ALIASES)
-    | {str(int(member)): member for member in Priority}
-    | {int(member): member for member in Priority}
+_BY_VALUE: Mapping[str | int | None, types_pb2.Priority] = MappingProxyType(
+    {None: types_pb2.PRIORITY_UNSPECIFIED}
+    | {member.name.lower(): wire for member, wire in _WIRE.items()}
+    | {alias: _WIRE[member] for alias, member in ALIASES.items()}
+    | {str(int(member)): wire for member, wire in _WIRE.items()}
+    | {int(member): wire for member, wire in _WIRE.items()}
 )
 
 ALLOWED = ", ".join([*(name.lower() for name in Priority.__members__), *ALIASES, "1 to 5"])
 
 
-def parse_priority(value: str | int | None) -> Priority | None:
-    """The class that `value` names (any case, alias or number); None leaves the choice to the server.
+def parse_priority(value: str | int | None) -> types_pb2.Priority:
+    """The wire's number of the class that `value` names; None leaves the choice to the server (unspecified).
 
     Raises `InvalidRequest` with the allowed names.
     """
@@ -47,11 +54,4 @@ def parse_priority(value: str | int | None) -> Priority | None:
     try:
         return _BY_VALUE[key]
     except (KeyError, TypeError):
-        raise unknown_priority(value) from None
-
-
-def unknown_priority(value: object) -> InvalidRequest:
-    """The error that names `value` and what is allowed instead."""
-    error = error_for("INVALID_ARGUMENT", f"unknown priority {value!r}; allowed: {ALLOWED}", field="priority")
-    assert isinstance(error, InvalidRequest)
-    return error
+        raise invalid(f"unknown priority {value!r}; allowed: {ALLOWED}", field="priority") from None

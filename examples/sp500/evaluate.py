@@ -18,7 +18,7 @@ def classification_scores(probs: Floats, classes: npt.NDArray[np.int64]) -> Scor
     """Accuracy, log loss (nats) and Brier score (0 to 2) of `probs` `[n, 3]` against `classes` `[n]`.
 
     `direction_accuracy`: of the days that were not flat, the share on which the likelier of up and down
-    was right.
+    was right. `says_up`: the share of all days on which up was the likelier of the two.
     """
     hit = probs[np.arange(len(classes)), classes]
     moved = classes != FLAT
@@ -26,6 +26,7 @@ def classification_scores(probs: Floats, classes: npt.NDArray[np.int64]) -> Scor
     return {
         "accuracy": float((probs.argmax(axis=1) == classes).mean()),
         "direction_accuracy": float((says_up == (classes == UP))[moved].mean()),
+        "says_up": float(says_up.mean()),
         "log_loss": float(-np.log(np.maximum(hit, 1e-12)).mean()),
         "brier": float(((probs - np.eye(3)[classes]) ** 2).sum(axis=1).mean()),
     }
@@ -94,7 +95,8 @@ def tables(classification: dict[str, Scores], regression: dict[str, Scores]) -> 
         # A log loss of certainty is infinite; the floor inside the score only keeps it computable.
         loss = f"{row['log_loss']:.4f}" if row["log_loss"] < 5 else "infinite"
         lines.append(
-            f"| {name} | {row['accuracy']:.1%} | {row['direction_accuracy']:.1%} | {loss} | {row['brier']:.4f} |"
+            f"| {name} | {row['accuracy']:.1%} | {row['direction_accuracy']:.1%} "
+            f"| {loss} | {row['brier']:.4f} |"
         )
     lines += ["", "| | MAE, % | RMSE, % | NLL | within 1 dev. | within 2 dev. |", "|---|---|---|---|---|---|"]
     for name, row in regression.items():

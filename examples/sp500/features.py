@@ -18,9 +18,6 @@ Floats = npt.NDArray[np.float64]
 WINDOW_DAYS = 60
 """Days in one window; the last one is the day the prediction is made."""
 
-LOOKBACK_DAYS = 60
-"""Most days back that a raw feature reads."""
-
 STANDARD_DAYS = 252
 """A feature is standardised with its own last trading year."""
 
@@ -40,7 +37,7 @@ _INDEX_FEATURES = (
     "return_5",
     "return_10",
     "return_20",
-    "return_60",
+    "return_59",
     "gap",
     "intraday",
     "range",
@@ -65,7 +62,7 @@ _PAIR_FEATURES = (
     "lead_5",
     "lead_20",
     "correlation_20",
-    "beta_60",
+    "beta_59",
     "volume_share",
 )
 
@@ -105,14 +102,15 @@ class History:
 class Windows:
     """Everything a model is given or judged by, one row per prediction, in date order.
 
-    `windows` float32 `[n, 50, 60]`, features first, oldest day first. `dates` `[n]`: the last day of the
-    window. `target_dates` `[n]`: the trading day after it. `target_pct` float32 `[n]`: log return of the
-    S&P 500's close over that day, in percent. `target_class` int64 `[n]`: index into `CLASS_NAMES`.
-    `trailing_volatility_pct` float32 `[n]`: what the last 20 days alone say about the size of a move, in
-    percent; a baseline, not an input.
+    `windows` float32 `[n, 50, 60]`, features first, oldest day first. `first_dates` and `dates` `[n]`: the
+    first and last day of the window; the prediction is made after the close of the last. `target_dates`
+    `[n]`: the trading day after it. `target_pct` float32 `[n]`: log return of the S&P 500's close over that
+    day, in percent. `target_class` int64 `[n]`: index into `CLASS_NAMES`. `trailing_volatility_pct` float32
+    `[n]`: what the last 20 days alone say about the size of a move, in percent; a baseline, not an input.
     """
 
     windows: npt.NDArray[np.float32]
+    first_dates: npt.NDArray[np.datetime64]
     dates: npt.NDArray[np.datetime64]
     target_dates: npt.NDArray[np.datetime64]
     target_pct: npt.NDArray[np.float32]
@@ -159,6 +157,7 @@ def make_windows(history: History) -> Windows:
     volatility_pct = 100.0 * _over(log_return, 20, np.std)[last_days]
     return Windows(
         windows=np.ascontiguousarray(windows),
+        first_dates=history.dates[last_days - WINDOW_DAYS + 1],
         dates=history.dates[last_days],
         target_dates=history.dates[last_days + 1],
         target_pct=target_pct.astype(np.float32),
@@ -180,8 +179,10 @@ def _bars(frame: Any) -> Bars:
     """
     volume = frame["Volume"].to_numpy().astype(np.float64)
     last_known = np.maximum.accumulate(np.where(volume > 0, np.arange(len(volume)), 0))
-    prices = (frame[name].to_numpy().astype(np.float64) for name in ("Open", "High", "Low", "Close"))
-    return Bars(*prices, volume=volume[last_known])
+    open_, high, low, close = (
+        frame[name].to_numpy().astype(np.float64) for name in ("Open", "High", "Low", "Close")
+    )
+    return Bars(open=open_, high=high, low=low, close=close, volume=volume[last_known])
 
 
 def _index_features(bars: Bars) -> list[Floats]:
@@ -202,8 +203,7 @@ def _index_features(bars: Bars) -> list[Floats]:
         _log_return(bars.close, 5),
         _log_return(bars.close, 10),
         _log_return(bars.close, 20),
-        # One day short of LOOKBACK_DAYS, because a return over k days reads k + 1 closes.
-        _log_return(bars.close, LOOKBACK_DAYS - 1),
+        _log_return(bars.close, 59),
         open_ - _shifted(close, 1),
         close - open_,
         span,
@@ -218,8 +218,8 @@ def _index_features(bars: Bars) -> list[Floats]:
         _ratio(volatility_5, volatility_60, otherwise=1.0),
         close - _over(close, 10, np.mean),
         close - _over(close, 50, np.mean),
-        close - _over(high, LOOKBACK_DAYS, np.max),
-        close - _over(low, LOOKBACK_DAYS, np.min),
+        close - _over(high, 60, np.max),
+        close - _over(low, 60, np.min),
         # The relative strength index with plain sums, on a scale of 0 to 1.
         _ratio(gains, moves, otherwise=0.5),
         volume - _over(volume, 20, np.mean),
@@ -239,19 +239,18 @@ def _pair_features(history: History) -> list[Floats]:
             _covariance(base, other, 20), _over(base, 20, np.std) * _over(other, 20, np.std), otherwise=0.0
         ),
         _ratio(_covariance(base, other, 59), _over(base, 59, np.var), otherwise=1.0),
-        share - _over(share, LOOKBACK_DAYS, np.mean),
+        share - _over(share, 60, np.mean),
     ]
 
 
 def _standardised(raw: Floats) -> Floats:
     """Each feature minus its mean, over its standard deviation, of the last `STANDARD_DAYS` days.
 
-    Except `_LEVELS`, which stay as they are. The day itself is included, the next is not. A loop over the days, because that is visibly causal and
-    takes a third of a second.
+    Except `_LEVELS`, which stay as they are. The day itself is included, the next is not. A loop over the
+    days, because that is visibly causal and takes a third of a second.
     """
-    finite = np.isfinite(raw).all(axis=1)
-    first = int(np.argmax(finite))
-    if not finite[first:].all():
+    first = int(np.argmax(np.isfinite(raw).all(axis=1)))
+    if not np.isfinite(raw[first:]).all():
         raise ValueError("a feature is not finite after its warm-up")
     result = np.full_like(raw, np.nan)
     for day in range(first + STANDARD_MIN_DAYS - 1, len(raw)):

@@ -15,8 +15,8 @@ class CnnLstm(nn.Module):
     """
 
     # On the class, because TorchScript reads no globals.
-    features: Final[int] = 50
-    hidden: Final[int] = 128
+    n_features: Final[int] = 50
+    n_hidden: Final[int] = 128
     n_heads: Final[int] = 3
     n_classes: Final[int] = 3
     # Smallest uncertainty of a head, percent: keeps it positive and the likelihood bounded.
@@ -24,13 +24,15 @@ class CnnLstm(nn.Module):
 
     def __init__(self, lstm_dropout: float = 0.0) -> None:
         super().__init__()
-        self.conv1 = nn.Conv1d(self.features, 64, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv1d(64, self.hidden, kernel_size=3, padding=1)
-        self.lstm = nn.LSTM(self.hidden, self.hidden, num_layers=2, batch_first=True, dropout=lstm_dropout)
+        self.conv1 = nn.Conv1d(self.n_features, 64, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(64, self.n_hidden, kernel_size=3, padding=1)
+        self.lstm = nn.LSTM(
+            self.n_hidden, self.n_hidden, num_layers=2, batch_first=True, dropout=lstm_dropout
+        )
         # All heads and their weights are one matrix product: at batch 1 the number of calls is what
         # costs. Six rows of three: the class logits of each head, the weights of the heads, their
         # means, their scales. (Three is both the number of heads and of classes.)
-        self.heads = nn.Linear(self.hidden, (self.n_heads + 3) * self.n_classes)
+        self.heads = nn.Linear(self.n_hidden, (self.n_heads + 3) * self.n_classes)
 
     def forward(self, window: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """From windows, float32 `[n, 50, 60]`, to float32 outputs.
@@ -65,7 +67,12 @@ class CnnLstm(nn.Module):
         raw = self.heads(features).view(-1, self.n_heads + 3, self.n_classes)
         simplex = torch.softmax(raw[:, : self.n_heads + 1], dim=2)
         scales = functional.softplus(raw[:, self.n_heads + 2]) + self.min_scale_pct
-        return simplex[:, :self.n_heads], simplex[:, self.n_heads].contiguous(), raw[:, self.n_heads + 1], scales
+        return (
+            simplex[:, : self.n_heads],
+            simplex[:, self.n_heads].contiguous(),
+            raw[:, self.n_heads + 1],
+            scales,
+        )
 
 
 def parameter_count(model: nn.Module) -> int:

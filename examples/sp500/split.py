@@ -40,10 +40,3 @@ def split_by_date(windows: Windows) -> Split:
         validation=rows[first_validation + WINDOW_DAYS : first_test],
         test=rows[first_test + WINDOW_DAYS :],
     )
-
-
-def first_days(windows: Windows) -> npt.NDArray[np.datetime64]:
-    """The day each window starts on, datetime64[D] `[n]`; NaT for the first 59, which start before row 0."""
-    starts = np.full(len(windows.dates), np.datetime64("NaT"), dtype="datetime64[D]")
-    starts[WINDOW_DAYS - 1 :] = windows.dates[: len(windows.dates) - WINDOW_DAYS + 1]
-    return starts

@@ -134,7 +134,10 @@ struct Layout {
   std::uint64_t output_slab = 0;
   std::uint64_t total_bytes = 0;
 
-  std::uint64_t lane_bytes() const { return sizeof(RingControl) + ring_capacity * sizeof(LaneEntry); }
+  // Both rounded up, so that the control of the next ring is aligned however small the rings are.
+  std::uint64_t lane_bytes() const {
+    return sizeof(RingControl) + round_up(ring_capacity * sizeof(LaneEntry), kNoFalseSharing);
+  }
   std::uint64_t completion_bytes() const {
     return sizeof(RingControl) + round_up(ring_capacity * sizeof(std::uint32_t), kNoFalseSharing);
   }
@@ -215,8 +218,9 @@ static_assert(sizeof(ArenaHeader) <= kPage);
 // An arena as one process sees it: the mapping and where things are in it. Does not own the mapping.
 class Arena {
  public:
-  // Lays a zeroed buffer out. Throws std::invalid_argument when it is too small.
+  // Lays a zeroed buffer out. Throws std::invalid_argument when it is too small or not on a page.
   static Arena format(void* base, std::uint64_t size, const Dimensions& dims) {
+    check_start(base);
     const Layout layout = Layout::of(dims);
     if (size < layout.total_bytes) {
       throw std::invalid_argument("arena of " + std::to_string(size) + " bytes, needed are " +
@@ -233,6 +237,7 @@ class Arena {
   // Takes over a formatted buffer, trusting nothing but its size.
   // Throws std::invalid_argument when it is not an arena of this layout.
   static Arena attach(void* base, std::uint64_t size) {
+    check_start(base);
     const auto* header = static_cast<const ArenaHeader*>(base);
     if (size < kPage || header->magic != kMagic) throw std::invalid_argument("not a tickring arena");
     if (header->layout_version != kLayoutVersion) {
@@ -305,6 +310,13 @@ class Arena {
 
  private:
   Arena(void* base, const Layout& layout) : base_(static_cast<std::uint8_t*>(base)), layout_(layout) {}
+
+  // Atomics that straddle two cache lines are not atomic, and slabs are registered by the page.
+  static void check_start(const void* base) {
+    if (reinterpret_cast<std::uintptr_t>(base) % kPage != 0) {
+      throw std::invalid_argument("arena does not start on a page of " + std::to_string(kPage) + " bytes");
+    }
+  }
 
   template <typename T>
   T& at(std::uint64_t offset) const {

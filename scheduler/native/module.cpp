@@ -10,6 +10,7 @@ using namespace nb::literals;
 
 namespace {
 
+// Taken with noconvert(): a converted array is a copy, and what is written into it would be lost.
 using Buffer = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Slots = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Outcomes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -39,6 +40,7 @@ tickring::Dimensions dimensions(std::uint32_t frontends, std::uint32_t engines, 
 void check_rows(const tickring::Arena& arena, const Slots& slots, std::size_t rows, std::size_t row_bytes,
                 std::uint64_t offset, std::uint64_t room) {
   tickring::Layout::check("rows", rows, slots.size(), std::numeric_limits<std::uint64_t>::max());
+  tickring::Layout::check("offset", offset, 0, room);  // first, so that the next line cannot wrap
   tickring::Layout::check("offset + row bytes", offset + row_bytes, 0, room);
   for (std::size_t i = 0; i < slots.size(); ++i) {
     tickring::Layout::check("slot", slots.data()[i], 0, arena.layout().slots() - 1);
@@ -99,7 +101,7 @@ NB_MODULE(_ring, m) {
                                                             input_row_bytes, output_row_bytes));
             return PyArena{std::move(buffer), arena};
           },
-          "buffer"_a, nb::kw_only(), "frontends"_a, "engines"_a, "models"_a, "slots_per_frontend"_a,
+          "buffer"_a.noconvert(), nb::kw_only(), "frontends"_a, "engines"_a, "models"_a, "slots_per_frontend"_a,
           "input_row_bytes"_a, "output_row_bytes"_a)
       .def_static(
           "attach",
@@ -107,7 +109,7 @@ NB_MODULE(_ring, m) {
             auto arena = tickring::Arena::attach(buffer.data(), buffer.size());
             return PyArena{std::move(buffer), arena};
           },
-          "buffer"_a)
+          "buffer"_a.noconvert())
       .def_prop_ro("frontends", [](const PyArena& self) { return self.arena.layout().dims.frontends; })
       .def_prop_ro("engines", [](const PyArena& self) { return self.arena.layout().dims.engines; })
       .def_prop_ro("models", [](const PyArena& self) { return self.arena.layout().dims.models; })
@@ -135,9 +137,9 @@ NB_MODULE(_ring, m) {
              tickring::Layout::check("engine", engine, 0, self.arena.layout().dims.engines - 1);
              self.arena.reset_engine(engine);
            })
-      .def("gather_inputs", &gather_inputs, "slots"_a, "offset"_a, "into"_a,
+      .def("gather_inputs", &gather_inputs, "slots"_a.noconvert(), "offset"_a, "into"_a.noconvert(),
            nb::call_guard<nb::gil_scoped_release>())
-      .def("scatter_outputs", &scatter_outputs, "slots"_a, "offset"_a, "rows"_a,
+      .def("scatter_outputs", &scatter_outputs, "slots"_a.noconvert(), "offset"_a, "rows"_a.noconvert(),
            nb::call_guard<nb::gil_scoped_release>())
       .def("engine_stats", [](const PyArena& self, std::uint32_t engine) {
         tickring::Layout::check("engine", engine, 0, self.arena.layout().dims.engines - 1);
@@ -213,7 +215,7 @@ NB_MODULE(_ring, m) {
              nb::ndarray<std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> into) {
             return self.take(model, into.size(), now, expected_ns, into.data());
           },
-          "model"_a, "now_ns"_a, "expected_ns"_a, "into"_a)
+          "model"_a, "now_ns"_a, "expected_ns"_a, "into"_a.noconvert())
       .def(
           "complete",
           [](tickring::EnginePort& self, Slots slots, Outcomes outcomes, std::uint64_t dispatched_ns,
@@ -224,8 +226,8 @@ NB_MODULE(_ring, m) {
                           tickring::BatchFacts{dispatched_ns, compute_start_ns, compute_end_ns, batch,
                                                static_cast<std::uint32_t>(slots.size()), bucket});
           },
-          "slots"_a, "outcomes"_a, "dispatched_ns"_a, "compute_start_ns"_a, "compute_end_ns"_a, "batch"_a,
-          "bucket"_a)
+          "slots"_a.noconvert(), "outcomes"_a.noconvert(), "dispatched_ns"_a, "compute_start_ns"_a,
+          "compute_end_ns"_a, "batch"_a, "bucket"_a)
       .def("discard", &tickring::EnginePort::discard, "frontend"_a)
       .def("wait", &tickring::EnginePort::wait, "timeout_ns"_a, "spin_ns"_a,
            nb::call_guard<nb::gil_scoped_release>())

@@ -2,9 +2,11 @@
 //
 // A slot has one owner. Pushing it to a lane gives it to the engine, completing it gives it back, and
 // both are one store of a tail. Each port is used by one thread at a time: in Python that is what
-// holding the GIL through the call means.
+// holding the GIL through the call means. Only EnginePort::wait() runs without it, and so may run
+// beside wake() and complete(): it touches nothing but the gate, `seen_pushes_` and `sleeps`.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <vector>
 

@@ -51,6 +51,7 @@ class SpscRing {
       seen_head_ = control_->head.load(std::memory_order_acquire);
       if (tail - seen_head_ >= capacity_) return false;
     }
+    TICKRING_POINT("before entry");
     entries_[tail & (capacity_ - 1)] = entry;
     return true;
   }
@@ -83,8 +84,10 @@ class SpscRing {
   }
 
   void pop(std::uint64_t count) {
+    TICKRING_POINT("before pop");
     // release: the entries have been read before the producer may overwrite them.
     control_->head.store(control_->head.load(std::memory_order_relaxed) + count, std::memory_order_release);
+    TICKRING_POINT("after pop");
   }
 
   // Forgets everything published so far and returns how much that was.
@@ -122,6 +125,7 @@ class Gate {
 
   // Wakes the consumer whether or not it sleeps.
   void ring() {
+    TICKRING_POINT("before ring");
     const std::uint64_t one = 1;
     // EAGAIN means the counter is saturated, so the eventfd is readable already.
     while (::write(eventfd_, &one, sizeof one) < 0 && errno == EINTR) {
@@ -129,7 +133,11 @@ class Gate {
   }
 
   // Consumer: announces sleep. It must look once more for work (seq_cst) before it blocks.
-  void arm() { state_->sleeping.store(1, std::memory_order_seq_cst); }
+  void arm() {
+    TICKRING_POINT("before arm");
+    state_->sleeping.store(1, std::memory_order_seq_cst);
+    TICKRING_POINT("after arm");
+  }
   void disarm() { state_->sleeping.store(0, std::memory_order_relaxed); }
 
   // Consumer: blocks until signalled or `timeout_ns` passes. Rounds up: never wakes early for it.

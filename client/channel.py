@@ -1,0 +1,88 @@
+"""How this client connects: channel options, TLS files, and the RPCs it calls."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from client.codec import MAX_MESSAGE_BYTES
+from tickring.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Unary: TypeAlias = grpc.aio.UnaryUnaryMultiCallable[Request, Response]
+Stream: TypeAlias = grpc.aio.StreamStreamMultiCallable[Request, Response]
+
+DEFAULT_TARGET = "127.0.0.1:8001"
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Ours are the only retries, so that `attempts` means what it says.
+    ("grpc.enable_retries", 0),
+    # A connection of one's own: channels with equal options would otherwise share one, and a server's
+    # front ends share their load by connection.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A server that comes back is found within a fraction of a second, not after gRPC's 1 s to 120 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # As often as every gRPC server permits unasked (more is answered with "too_many_pings").
+    ("grpc.keepalive_time_ms", 300_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files for TLS: `ca` verifies the server (None: gRPC's bundled roots); `cert` and `key`, always
+    together, prove who this client is.
+    """
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("TLS needs both cert and key, or neither")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Reads the files. Raises `OSError` where one cannot be read."""
+        ca, key, cert = (
+            None if path is None else path.read_bytes() for path in (self.ca, self.key, self.cert)
+        )
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A channel and the RPCs called on it. The generated stubs are untyped; their types are written here."""
+
+    channel: grpc.aio.Channel
+    predict: Unary[inference_pb2.PredictRequest, inference_pb2.PredictResponse]
+    predict_stream: Stream[inference_pb2.PredictStreamRequest, inference_pb2.PredictStreamResponse]
+    list_models: Unary[model_pb2.ListModelsRequest, model_pb2.ListModelsResponse]
+    get_model: Unary[model_pb2.GetModelRequest, model_pb2.GetModelResponse]
+    check: Unary[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
+
+
+def open_connection(target: str, tls: TlsFiles | None) -> Connection:
+    """A channel on the running event loop; it connects when first used. Raises `OSError` for TLS files."""
+    if tls is None:
+        channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+    else:
+        channel = grpc.aio.secure_channel(target, tls.credentials(), options=_OPTIONS)
+    inference = inference_pb2_grpc.InferenceServiceStub(channel)
+    models = model_pb2_grpc.ModelServiceStub(channel)
+    health = health_pb2_grpc.HealthStub(channel)
+    return Connection(
+        channel, inference.Predict, inference.PredictStream, models.ListModels, models.GetModel, health.Check
+    )
+
+
+def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    """What every RPC carries. A token goes in clear text where TLS is off."""
+    return () if token is None else (("authorization", f"Bearer {token}"),)

@@ -1,0 +1,233 @@
+"""A front end's half of the arena: its slots, what it has submitted, and what came back.
+
+A slot is free, or held by exactly one `Submission`. A submission ends exactly once: when the last of
+its rows has come back, or when its engine is lost, whichever is first; both clear its entries in the
+table of pending slots, so the other finds nothing to end.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from scheduler import _ring
+from scheduler.arena import Arena
+
+# How fast the running mean of the compute time per item follows.
+COST_WEIGHT = 1 / 16
+
+
+class Outcome(IntEnum):
+    """How an item ended. 1 to 5 equal the native `Outcome`; LOST never crosses the arena."""
+
+    RESULT = 1
+    ERROR = 2
+    NON_FINITE = 3
+    EXPIRED = 4
+    CANCELLED = 5
+    LOST = 6
+
+
+@dataclass(slots=True, eq=False)
+class Submission:
+    """The rows of one request while they are with an engine.
+
+    The worst row decides `outcome`. `queue_wait_ns` is the longest wait; the batch fields are of the
+    batch that ended last.
+    """
+
+    slots: list[int]
+    on_end: Callable[["Submission"], None]
+    class_index: int
+    remaining: int = 0
+    outcome: Outcome = Outcome.RESULT
+    queue_wait_ns: int = 0
+    compute_ns: int = 0
+    compute_end_ns: int = 0
+    batch: int = 0
+    batch_size: int = 0
+    batch_bucket: int = 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many items this front end has admitted, and how they ended. Every admitted item ends once."""
+
+    admitted: int = 0
+    ended: list[int] = field(default_factory=lambda: [0] * (len(Outcome) + 1))
+
+    @property
+    def open(self) -> int:
+        """Items admitted and not ended."""
+        return self.admitted - sum(self.ended)
+
+
+class Partition:
+    """The slots of one front end. Not thread-safe: it belongs to the event loop."""
+
+    def __init__(self, arena: Arena, frontend: int, eventfd: int, engine_eventfds: Sequence[int]) -> None:
+        self._arena = arena
+        self._port = _ring.FrontendPort(arena.native, frontend, eventfd, list(engine_eventfds))
+        self._first = self._port.first_slot
+        count = arena.native.slots_per_frontend
+        # Last in, first out: the slot used most recently is the one whose rows are still in a cache.
+        self._free = list(range(self._first + count - 1, self._first - 1, -1))
+        self._pending: list[Submission | None] = [None] * count
+        self._inputs = memoryview(arena.input_rows.reshape(-1))
+        self._outputs = memoryview(arena.output_rows.reshape(-1))
+        self._input_row_bytes = arena.native.input_row_bytes
+        self._output_row_bytes = arena.native.output_row_bytes
+        self._next_request = 0
+        self.tally = Tally()
+        self.outstanding = [0] * _ring.CLASSES
+        self.item_cost_ns = 0.0
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that a new submission can have."""
+        return len(self._free)
+
+    def reserve(self, rows: int, class_index: int, on_end: Callable[[Submission], None]) -> Submission:
+        """Takes `rows` free slots. The caller has checked `free_slots`."""
+        assert 0 < rows <= len(self._free), (rows, len(self._free))
+        slots = self._free[-rows:]
+        del self._free[-rows:]
+        return Submission(slots, on_end, class_index, remaining=rows)
+
+    def write_input(self, submission: Submission, offset: int, item_bytes: int, data: bytes) -> None:
+        """Copies one tensor, `rows * item_bytes` bytes, to its place in each row's slot."""
+        inputs = self._inputs
+        stride = self._input_row_bytes
+        if submission.remaining == 1:
+            start = submission.slots[0] * stride + offset
+            inputs[start : start + item_bytes] = data
+            return
+        source = memoryview(data)
+        for row, slot in enumerate(submission.slots):
+            start = slot * stride + offset
+            inputs[start : start + item_bytes] = source[row * item_bytes : (row + 1) * item_bytes]
+
+    def push(
+        self,
+        submission: Submission,
+        *,
+        engine: int,
+        model: int,
+        key: int,
+        enqueued_ns: int,
+        deadline_ns: int,
+        exclusive: bool,
+    ) -> None:
+        """Hands the rows to the engine. From here on they end exactly once, through `on_end`."""
+        slots = submission.slots
+        first = self._first
+        pending = self._pending
+        for slot in slots:
+            pending[slot - first] = submission
+        rows = len(slots)
+        self.tally.admitted += rows
+        self.outstanding[submission.class_index] += rows
+        self._next_request = (self._next_request + 1) & 0xFFFFFFFF
+        pushed = self._port.push(
+            engine,
+            model,
+            submission.class_index,
+            slots,
+            key,
+            enqueued_ns,
+            deadline_ns,
+            self._next_request,
+            exclusive,
+        )
+        assert pushed, "a lane has room for every slot of its front end"
+
+    def cancel(self, submission: Submission) -> None:
+        """Asks the engine to skip the rows it has not taken yet. They still come back and end."""
+        for slot in submission.slots:
+            if self._pending[slot - self._first] is submission:
+                self._port.cancel(slot)
+
+    def output(self, submission: Submission, offset: int, item_bytes: int) -> bytes:
+        """One output tensor of all rows, row by row. Only from `on_end`, before `release`."""
+        outputs = self._outputs
+        stride = self._output_row_bytes
+        slots = submission.slots
+        if len(slots) == 1:
+            start = slots[0] * stride + offset
+            return bytes(outputs[start : start + item_bytes])
+        return b"".join(
+            outputs[slot * stride + offset : slot * stride + offset + item_bytes] for slot in slots
+        )
+
+    def release(self, submission: Submission) -> None:
+        """Frees the slots of an ended submission, once, by whoever its `on_end` gave it to."""
+        self._free.extend(submission.slots)
+        submission.slots = []
+
+    def drain(self) -> int:
+        """Ends whatever the engines have completed; returns how many items that was."""
+        pending = self._pending
+        first = self._first
+        ended = self.tally.ended
+        outstanding = self.outstanding
+        completions = self._port.drain()
+        for slot, outcome, enqueued, dispatched, start, end, batch, size, bucket in completions:
+            submission = pending[slot - first]
+            assert submission is not None, f"slot {slot} completed but not pending"
+            pending[slot - first] = None
+            ended[outcome] += 1
+            outstanding[submission.class_index] -= 1
+            if outcome > submission.outcome:
+                submission.outcome = Outcome(outcome)
+            wait = dispatched - enqueued
+            if wait > submission.queue_wait_ns:
+                submission.queue_wait_ns = wait
+            if end >= submission.compute_end_ns:
+                submission.compute_end_ns = end
+                submission.compute_ns = end - dispatched
+                submission.batch = batch
+                submission.batch_size = size
+                submission.batch_bucket = bucket
+            submission.remaining -= 1
+            if submission.remaining == 0:
+                submission.on_end(submission)
+        if completions and size:
+            self.item_cost_ns += ((end - start) / size - self.item_cost_ns) * COST_WEIGHT
+        return len(completions)
+
+    def woken(self) -> None:
+        """The eventfd became readable: ends what has come back and goes back to sleep."""
+        self._port.woken()
+        self.drain()
+        self.sleep()
+
+    def sleep(self) -> None:
+        """Promises the engines to wait at the eventfd; drains until that promise can be given."""
+        while not self._port.arm():
+            self.drain()
+
+    def lose_engine(self) -> None:
+        """Ends everything outstanding as LOST, after taking what the engine still completed.
+
+        All slots are free afterwards; nothing may be pushed until the rings have been reset.
+        """
+        self.drain()
+        for index, submission in enumerate(self._pending):
+            if submission is None:
+                continue
+            for slot in submission.slots:
+                if self._pending[slot - self._first] is submission:
+                    self._pending[slot - self._first] = None
+                    self.tally.ended[Outcome.LOST] += 1
+                    self.outstanding[submission.class_index] -= 1
+            assert self._pending[index] is None
+            submission.outcome = Outcome.LOST
+            submission.on_end(submission)
+
+    def check_integrity(self) -> None:
+        """Accounts for every slot and item. Raises AssertionError naming what does not add up."""
+        pending = sum(1 for submission in self._pending if submission is not None)
+        assert self.tally.open == pending == sum(self.outstanding), (self.tally, pending, self.outstanding)
+        assert len(set(self._free)) == len(self._free), "a slot is free twice"
+        held = len(self._pending) - len(self._free)
+        assert held >= pending, f"{pending} items pending in {held} held slots"
+

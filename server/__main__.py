@@ -1,0 +1,48 @@
+"""The `tickring-server` command."""
+
+import asyncio
+import os
+import sys
+
+from server import options
+from server.repository import RepositoryError, load_repository
+from server.settings import Settings, SettingsError, bundled_repository, load_settings
+from server.supervisor import PortInUse, Supervisor
+from server.telemetry import logs
+
+EXIT_MISUSE = 2
+
+
+def main() -> None:
+    """Serves until SIGTERM or SIGINT. Exit codes: 0 drained, 1 failed, 2 a setting or the repository is wrong."""
+    parsed = options.parse(sys.argv[1:])
+    try:
+        settings = load_settings(
+            parsed.overrides, config=parsed.config, profile=parsed.profile, environ=os.environ
+        )
+        if parsed.print_config:
+            print(settings.to_toml(), end="")
+            return
+        path = settings.models.repository or bundled_repository()
+        repository = load_repository(path, default_model=settings.models.default_model)
+    except (SettingsError, RepositoryError) as error:
+        for line in str(error).splitlines():
+            print(line, file=sys.stderr)
+        sys.exit(EXIT_MISUSE)
+    if parsed.check_config:
+        print("configuration is valid")
+        return
+
+    logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
+    try:
+        sys.exit(asyncio.run(_serve(settings, Supervisor(settings, repository))))
+    except PortInUse as error:
+        sys.exit(f"tickring-server: {error}")
+
+
+async def _serve(settings: Settings, supervisor: Supervisor) -> int:
+    return await supervisor.run()
+
+
+if __name__ == "__main__":
+    main()

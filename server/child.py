@@ -1,0 +1,36 @@
+"""Entry point of every child process: `python -m server.child ROLE CONTROL_FD`, by the supervisor only."""
+
+import os
+import signal
+import socket
+import sys
+
+from server import control
+from server.boot import Boot
+
+
+def main() -> None:
+    """Waits for the boot message, then becomes a front end or an engine."""
+    # The supervisor decides when to end; a Ctrl-C reaches the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    role, control_fd = sys.argv[1], int(sys.argv[2])
+    sock = socket.socket(fileno=control_fd)
+    message = control.receive(sock)
+    if message is None:
+        os._exit(1)
+    boot = Boot.from_message(message)
+    control.die_with_parent(boot.parent_pid)
+    # Here, not above: a front end must never load torch, an engine never needs gRPC.
+    if role == "frontend":
+        from server import frontend
+
+        frontend.run(boot, sock)
+    else:
+        from server import engine
+
+        engine.run(boot, sock)
+
+
+if __name__ == "__main__":
+    main()

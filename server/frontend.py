@@ -1,0 +1,173 @@
+"""A front end process: gRPC on one side, its partition of the arena on the other. Never loads torch."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+
+import grpc
+import structlog
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from scheduler.arena import Arena
+from scheduler.partition import Partition
+from scheduler.priority import PriorityClass, parse_priority
+from server import collector, control
+from server.admission import Admission
+from server.boot import Boot
+from server.models import ModelTable, ServedModel
+from server.repository import Manifest
+from server.rpc import inference, models
+from server.settings import Settings
+from server.sizing import frontends
+from server.telemetry import logs
+
+# One request holds at most this part of a front end's slots, so that it cannot shut everybody else out.
+MAX_ROWS_PART = 4
+
+log = structlog.get_logger()
+
+
+def run(boot: Boot, sock: socket.socket) -> None:
+    """Never returns while the supervisor lives and wants it."""
+    settings = Settings.model_validate_json(boot.settings)
+    logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
+    structlog.contextvars.bind_contextvars(process=f"frontend-{boot.index}")
+    uvloop.run(Frontend(boot, settings, sock).serve())
+    os._exit(0)
+
+
+class Frontend:
+    """One front end, from boot to drained."""
+
+    def __init__(self, boot: Boot, settings: Settings, sock: socket.socket) -> None:
+        self._boot = boot
+        self._settings = settings
+        self._socket = sock
+        self._finished = asyncio.Event()
+        self._draining: asyncio.Task[None] | None = None
+        self._health = health.aio.HealthServicer()
+
+    async def serve(self) -> None:
+        """Attaches when told to, serves, and returns once drained."""
+        boot, settings = self._boot, self._settings
+        self._models = ModelTable(_served(boot, settings), boot.default_model)
+        await self._set_health(serving=False)
+        message = await asyncio.get_running_loop().run_in_executor(None, control.receive, self._socket)
+        if message is None or message["type"] != "attach":
+            os._exit(0)
+
+        arena = Arena.attach(boot.arena_fd)
+        eventfd = boot.frontend_eventfds[boot.index]
+        self._partition = Partition(arena, boot.index, eventfd, boot.engine_eventfds)
+        self._admission = Admission(self._partition, settings.class_limits, frontends(settings))
+        desk = inference.Desk(self._partition, self._admission, self._models, settings.class_limits)
+        self._inference = inference.InferenceService(desk, settings.server.max_in_flight_per_stream)
+        asyncio.get_running_loop().add_reader(eventfd, self._partition.woken)
+        self._partition.woken()
+
+        self._server = _grpc_server(settings)
+        self._server.add_generic_rpc_handlers(
+            (self._inference.handler(), models.ModelService(self._models).handler())
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (inference.SERVICE, models.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        self._server.add_insecure_port(f"{settings.server.host}:{boot.grpc_port}")
+        if message["engine_ready"]:
+            await self._engine_ready()
+        await self._server.start()
+        collector.settle()
+        control.listen(self._socket, self._obey)
+        control.send(self._socket, {"type": "ready"})
+        await self._finished.wait()
+
+    def _obey(self, message: control.Message | None) -> None:
+        if message is None:
+            os._exit(1)  # the supervisor is gone; nobody would restart what fails from here on
+        match message["type"]:
+            case "engine_ready":
+                self._start(self._engine_ready())
+            case "engine_lost":
+                self._engine_lost()
+                control.send(
+                    self._socket, {"type": "engine_lost_ack", "generation": message["generation"]}
+                )
+            case "drain":
+                if self._draining is None:
+                    self._draining = self._start(self._drain(message["grace_s"]))
+            case other:
+                raise AssertionError(f"unknown control message {other}")
+
+    def _start(self, steps: "asyncio.coroutines.Coroutine[None, None, None]") -> "asyncio.Task[None]":  # type: ignore[name-defined]
+        self._task = asyncio.ensure_future(steps)
+        return self._task
+
+    async def _engine_ready(self) -> None:
+        self._models.ready = True
+        self._admission.engine_lost = False
+        await self._set_health(serving=True)
+
+    def _engine_lost(self) -> None:
+        # First the flag, then the ends: a caller that retries at once must not push into these rings.
+        self._admission.engine_lost = True
+        self._partition.lose_engine()
+        self._start(self._set_health(serving=False))
+
+    async def _drain(self, grace_s: float) -> None:
+        """Readiness off, GOAWAY, what is in flight ends, then this process does."""
+        self._admission.draining = True
+        await self._health.enter_graceful_shutdown()
+        self._inference.drain()
+        await self._server.stop(grace_s)
+        self._partition.drain()
+        log.info("drained", admitted=self._partition.tally.admitted, ended=self._partition.tally.ended)
+        control.send(self._socket, {"type": "drained"})
+        self._finished.set()
+
+    async def _set_health(self, *, serving: bool) -> None:
+        status = (
+            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for service in ("", inference.SERVICE, *(model.signature.name for model in self._models)):
+            await self._health.set(service, status)
+        await self._health.set(models.SERVICE, health_pb2.HealthCheckResponse.SERVING)
+
+
+def _served(boot: Boot, settings: Settings) -> Sequence[ServedModel]:
+    share = min(limits.queue_limit for limits in settings.class_limits) // frontends(settings)
+    max_rows = max(1, min(settings.scheduler.slots_per_frontend // MAX_ROWS_PART, share))
+    served = []
+    for index, text in enumerate(boot.manifests):
+        manifest = Manifest.from_json(text)
+        served.append(
+            ServedModel(
+                index=index,
+                signature=manifest.signature(manifest.latest.version),
+                description=manifest.description,
+                format=manifest.format,
+                sha256={version.version: version.sha256 for version in manifest.versions},
+                max_rows=max_rows,
+                default_class=_default_class(manifest, settings),
+            )
+        )
+    return served
+
+
+def _default_class(manifest: Manifest, settings: Settings) -> PriorityClass:
+    return parse_priority(manifest.scheduler.default_priority or settings.scheduler.default_class)
+
+
+def _grpc_server(settings: Settings) -> grpc.aio.Server:
+    limit = settings.server.max_message_bytes
+    return grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", limit),
+        ],
+        maximum_concurrent_rpcs=settings.server.max_concurrent_rpcs,
+    )

@@ -1,0 +1,71 @@
+"""HTTP for probes: `/healthz` says that the supervisor runs, `/readyz` that the service serves."""
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+
+MAX_REQUEST_BYTES = 8192
+REQUEST_TIMEOUT_S = 5.0
+
+
+class ProbeServer:
+    """Answers GET and HEAD of its two paths and closes the connection; anything else is an error."""
+
+    def __init__(self, host: str, port: int, is_ready: Callable[[], bool]) -> None:
+        self._host = host
+        self._port = port
+        self._is_ready = is_ready
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listens. Raises OSError when it cannot."""
+        self._server = await asyncio.start_server(
+            self._serve, self._host, self._port, limit=MAX_REQUEST_BYTES
+        )
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def close(self) -> None:
+        """Stops listening."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                status, body = self._answer(head.split(b"\r\n", 1)[0].decode("latin-1"))
+                writer.write(_response(status, body))
+                await writer.drain()
+        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
+            pass  # a peer that says nothing sensible gets nothing
+        finally:
+            writer.close()
+
+    def _answer(self, request_line: str) -> tuple[HTTPStatus, str]:
+        method, _, rest = request_line.partition(" ")
+        path = rest.partition(" ")[0].partition("?")[0]
+        if method not in ("GET", "HEAD"):
+            return HTTPStatus.METHOD_NOT_ALLOWED, f"{method}: allowed are GET and HEAD\n"
+        match path:
+            case "/healthz":
+                return HTTPStatus.OK, "ok\n"
+            case "/readyz":
+                if self._is_ready():
+                    return HTTPStatus.OK, "ready\n"
+                return HTTPStatus.SERVICE_UNAVAILABLE, "not ready\n"
+            case _:
+                return HTTPStatus.NOT_FOUND, "paths are /healthz and /readyz\n"
+
+
+def _response(status: HTTPStatus, body: str) -> bytes:
+    return (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+        f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
+        f"Connection: close\r\n\r\n{body}"
+    ).encode()

@@ -1,0 +1,1 @@
+"""One module per gRPC service, and what they share: checking requests, encoding responses."""

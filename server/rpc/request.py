@@ -1,0 +1,218 @@
+"""Checks a PredictRequest against the model it names. Trusts nothing in it.
+
+Every refusal names the field, the value and what is allowed. Messages carry at most the first
+`MAX_QUOTED` characters of a client's text.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from scheduler.errors import InvalidRequest
+from scheduler.priority import PriorityClass, parse_priority
+from scheduler.signature import DataType, ModelSignature
+from server.models import ModelTable, ServedModel
+from tickring.v1 import inference_pb2, types_pb2
+
+MAX_ID_BYTES = 128
+MAX_QUOTED = 64
+_KNOWN_TYPES = {member.proto_value: member for member in DataType}
+
+
+@dataclass(slots=True)
+class Payload:
+    """One input tensor and where each of its rows goes inside a slot's input row."""
+
+    offset: int
+    item_bytes: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class CheckedRequest:
+    """A request that can be admitted as it is.
+
+    Attributes:
+        timeout_ns: the request's own; None where it gives none.
+        outputs: indexes into the signature's outputs, in the order asked for.
+        exclusive: must not share a batch with other requests.
+    """
+
+    model: ServedModel
+    rows: int
+    priority: PriorityClass
+    timeout_ns: int | None
+    payloads: list[Payload]
+    outputs: tuple[int, ...]
+    request_id: str
+    exclusive: bool
+
+
+def parse(raw: bytes) -> inference_pb2.PredictRequest:
+    """Raises InvalidRequest when the bytes are no PredictRequest."""
+    try:
+        return inference_pb2.PredictRequest.FromString(raw)
+    except DecodeError as error:
+        raise InvalidRequest("request", f"{len(raw)} bytes are not a PredictRequest") from error
+
+
+def check(
+    request: inference_pb2.PredictRequest, models: ModelTable, metadata_priority: str | None
+) -> CheckedRequest:
+    """Checks everything but room and deadline.
+
+    Raises:
+        UnknownModel, ModelNotReady: see `ModelTable.route`.
+        InvalidRequest: anything else.
+    """
+    model = models.route(request.model_name, request.model_version)
+    _check_length("request_id", request.request_id)
+    _check_length("routing_key", request.routing_key)
+    rows, payloads = _check_inputs(request, model)
+    return CheckedRequest(
+        model=model,
+        rows=rows,
+        priority=_priority(request, metadata_priority, model),
+        timeout_ns=_timeout_ns(request),
+        payloads=payloads,
+        outputs=_outputs(request, model.signature),
+        request_id=request.request_id,
+        exclusive=request.options.bypass_batching,
+    )
+
+
+def _check_inputs(
+    request: inference_pb2.PredictRequest, model: ServedModel
+) -> tuple[int, list[Payload]]:
+    signature = model.signature
+    specs = signature.input_by_name
+    payloads: list[Payload] = []
+    seen: set[str] = set()
+    rows = 0
+    for position, tensor in enumerate(request.inputs):
+        field = f"inputs[{position}]"
+        name = tensor.name
+        known = specs.get(name)
+        if known is None:
+            raise InvalidRequest(
+                f"{field}.name", f"unknown input {_quote(name)}, allowed is {', '.join(specs)}"
+            )
+        spec, offset = known
+        if name in seen:
+            raise InvalidRequest(f"{field}.name", f"input {name} is given twice, allowed is once")
+        seen.add(name)
+        if tensor.data_type != spec.data_type.proto_value:
+            raise InvalidRequest(
+                f"{field}.data_type",
+                f"{name} is {_type_name(tensor.data_type)}, allowed is {spec.data_type.name}",
+            )
+        shape = tuple(tensor.shape)
+        if shape[1:] != spec.shape or not shape:
+            wanted = ", ".join(["n", *map(str, spec.shape)])
+            raise InvalidRequest(f"{field}.shape", f"{name} is {_shape(shape)}, allowed is [{wanted}]")
+        if not 1 <= shape[0] <= model.max_rows:
+            raise InvalidRequest(
+                f"{field}.shape", f"{name} has {shape[0]} rows, allowed are 1 to {model.max_rows}"
+            )
+        if rows not in (0, shape[0]):
+            raise InvalidRequest(
+                f"{field}.shape",
+                f"{name} has {shape[0]} rows, {request.inputs[0].name} has {rows}; allowed is the same number",
+            )
+        rows = shape[0]
+        data = tensor.data
+        if len(data) != rows * spec.item_bytes:
+            raise InvalidRequest(
+                f"{field}.data",
+                f"{name} has {len(data)} bytes, "
+                f"{spec.data_type.name} {_shape(shape)} needs {rows * spec.item_bytes}",
+            )
+        if signature.finite_inputs and spec.data_type.is_float:
+            _check_finite(f"{field}.data", name, data, spec.data_type, shape)
+        payloads.append(Payload(offset, spec.item_bytes, data))
+    if len(seen) != len(specs):
+        missing = ", ".join(name for name in specs if name not in seen)
+        raise InvalidRequest("inputs", f"missing {missing}, needed are {', '.join(specs)}")
+    return rows, payloads
+
+
+def _check_finite(field: str, name: str, data: bytes, data_type: DataType, shape: tuple[int, ...]) -> None:
+    values = np.frombuffer(data, dtype=data_type.dtype)
+    # One pass that usually settles it: a sum is finite only if every element is. A sum of finite
+    # elements can overflow, so a sum that is not finite proves nothing yet.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if math.isfinite(values.sum()):
+            return
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    first = int(np.argmin(finite))
+    index = ", ".join(str(i) for i in np.unravel_index(first, shape))
+    raise InvalidRequest(
+        field, f"{name}[{index}] is {values[first]}, allowed are finite values; {(~finite).sum()} are not"
+    )
+
+
+def _outputs(request: inference_pb2.PredictRequest, signature: ModelSignature) -> tuple[int, ...]:
+    if not request.output_names:
+        return signature.all_outputs
+    names = [spec.name for spec in signature.outputs]
+    chosen: list[int] = []
+    for position, name in enumerate(request.output_names):
+        field = f"output_names[{position}]"
+        if name not in names:
+            raise InvalidRequest(field, f"unknown output {_quote(name)}, allowed is {', '.join(names)}")
+        index = names.index(name)
+        if index in chosen:
+            raise InvalidRequest(field, f"output {name} is asked for twice, allowed is once")
+        chosen.append(index)
+    return tuple(chosen)
+
+
+def _priority(
+    request: inference_pb2.PredictRequest, metadata_priority: str | None, model: ServedModel
+) -> PriorityClass:
+    value = request.priority
+    if value != types_pb2.PRIORITY_UNSPECIFIED:
+        try:
+            return PriorityClass(value)
+        except ValueError:
+            raise InvalidRequest("priority", f"{value} is no Priority, allowed is 1 to 5") from None
+    if metadata_priority is not None:
+        try:
+            return parse_priority(metadata_priority)
+        except ValueError as error:
+            raise InvalidRequest("metadata tickring-priority", str(error)) from None
+    return model.default_class
+
+
+def _timeout_ns(request: inference_pb2.PredictRequest) -> int | None:
+    if not request.HasField("timeout"):
+        return None
+    timeout = request.timeout
+    timeout_ns = timeout.seconds * 1_000_000_000 + timeout.nanos
+    if timeout_ns <= 0:
+        raise InvalidRequest("timeout", f"{timeout_ns / 1e9:g} s, allowed is more than 0")
+    return int(timeout_ns)
+
+
+def _check_length(field: str, text: str) -> None:
+    # Characters first: cheap, and an upper bound is all that most ids need.
+    if len(text) * 4 > MAX_ID_BYTES and (size := len(text.encode())) > MAX_ID_BYTES:
+        raise InvalidRequest(field, f"{size} bytes, allowed are {MAX_ID_BYTES}")
+
+
+def _type_name(value: int) -> str:
+    known = _KNOWN_TYPES.get(value)
+    return known.name if known else ("unspecified" if value == 0 else f"unknown type {value}")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, shape[:8]))
+    return f"[{shown}{', …' if len(shape) > 8 else ''}]"
+
+
+def _quote(text: str) -> str:
+    return repr(text[:MAX_QUOTED]) + ("…" if len(text) > MAX_QUOTED else "")

@@ -1,0 +1,62 @@
+"""What "auto" means on this machine, and how a model's batches follow from the settings."""
+
+import os
+from dataclasses import dataclass
+
+from scheduler.policy import BatchPlan
+from server.repository import Manifest
+from server.settings import Settings
+
+# A core is "spare" for spinning only when this many remain beside it.
+SPIN_MIN_CORES = 4
+SPIN_AUTO_US = 1000
+# A Python front end saturates about one core; this many of them keep one CPU engine busy.
+CORES_PER_FRONTEND = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSizes:
+    """How an engine uses its device."""
+
+    device: str
+    instances: int
+    threads: int
+    spin_ns: int
+
+
+def cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def frontends(settings: Settings) -> int:
+    """Front end processes to start."""
+    wanted = settings.server.frontends
+    return max(1, cores() // CORES_PER_FRONTEND) if wanted == "auto" else wanted
+
+
+def engine_sizes(settings: Settings) -> EngineSizes:
+    """Device, instances, threads and spinning of the engine."""
+    executor = settings.executor
+    device = "cpu" if executor.device == "auto" else executor.device
+    # Cores that no front end needs, at least one.
+    compute_cores = max(1, cores() - frontends(settings))
+    instances = compute_cores if executor.instances == "auto" else executor.instances
+    threads = (
+        max(1, compute_cores // instances) if executor.cpu_threads == "auto" else executor.cpu_threads
+    )
+    spin = settings.scheduler.spin_us
+    spin_us = (SPIN_AUTO_US if cores() >= SPIN_MIN_CORES else 0) if spin == "auto" else spin
+    return EngineSizes(device, instances, threads, spin_us * 1000)
+
+
+def batch_plan(settings: Settings, manifest: Manifest) -> BatchPlan:
+    """How the batches of one model are formed: the settings, and the manifest's overrides."""
+    scheduler = settings.scheduler
+    overrides = manifest.scheduler
+    budget_ms = overrides.latency_budget_ms or scheduler.latency_budget_ms
+    return BatchPlan(
+        buckets=overrides.resolve_buckets(scheduler.resolved_buckets),
+        max_wait_ns=tuple(limits.max_wait_ns for limits in settings.class_limits),
+        budget_ns=int(budget_ms * 1e6) if scheduler.adaptive else None,
+    )

@@ -1,0 +1,85 @@
+"""How each expected end of a request is told over gRPC: one table, used by unary calls and streams.
+
+Codes and details follow the error model of google.rpc (googleapis, `google/rpc/error_details.proto`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2 as details
+from google.rpc.status_pb2 import Status
+
+from scheduler import errors
+
+DOMAIN = "tickring"
+# Where gRPC carries a serialised google.rpc.Status beside the plain code and message.
+DETAILS_TRAILER = "grpc-status-details-bin"
+
+
+def _info(reason: str) -> details.ErrorInfo:
+    return details.ErrorInfo(reason=reason, domain=DOMAIN)
+
+
+def _retry(after_s: float) -> details.RetryInfo:
+    delay = Duration()
+    delay.FromNanoseconds(int(after_s * 1e9))
+    return details.RetryInfo(retry_delay=delay)
+
+
+def _invalid(error: errors.InvalidRequest) -> Sequence[Message]:
+    violation = details.BadRequest.FieldViolation(field=error.field, description=error.description)
+    return [details.BadRequest(field_violations=[violation]), _info("INVALID_REQUEST")]
+
+
+def _overloaded(error: errors.Overloaded) -> Sequence[Message]:
+    violation = details.QuotaFailure.Violation(subject=error.subject, description=str(error))
+    return [
+        _retry(error.retry_after_s),
+        details.QuotaFailure(violations=[violation]),
+        _info("QUEUE_FULL"),
+    ]
+
+
+def _unavailable(error: errors.Unavailable) -> Sequence[Message]:
+    return [_retry(error.retry_after_s), _info(error.reason)]
+
+
+_TABLE: dict[type[errors.RequestError], tuple[grpc.StatusCode, Callable[..., Sequence[Message]]]] = {
+    errors.InvalidRequest: (grpc.StatusCode.INVALID_ARGUMENT, _invalid),
+    errors.UnknownModel: (grpc.StatusCode.NOT_FOUND, lambda error: [_info(error.reason)]),
+    errors.ModelNotReady: (grpc.StatusCode.FAILED_PRECONDITION, lambda _: [_info("MODEL_NOT_READY")]),
+    errors.Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, _overloaded),
+    errors.DeadlineMissed: (grpc.StatusCode.DEADLINE_EXCEEDED, lambda error: [_info(error.reason)]),
+    errors.RequestCancelled: (grpc.StatusCode.CANCELLED, lambda _: []),
+    errors.Unavailable: (grpc.StatusCode.UNAVAILABLE, _unavailable),
+    errors.ModelFailed: (grpc.StatusCode.INTERNAL, lambda error: [_info(error.reason)]),
+}
+
+
+def code_of(error: errors.RequestError) -> grpc.StatusCode:
+    """The gRPC code that this end is told as."""
+    return _TABLE[type(error)][0]
+
+
+def to_status(error: errors.RequestError) -> Status:
+    """The end of a request as a `google.rpc.Status` with its details."""
+    code, detail = _TABLE[type(error)]
+    status = Status(code=code.value[0], message=str(error))
+    for message in detail(error):
+        packed = Any()
+        packed.Pack(message)
+        status.details.append(packed)
+    return status
+
+
+async def abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: errors.RequestError) -> NoReturn:
+    """Ends a unary call, or a whole RPC stream, with this error."""
+    status = to_status(error)
+    await context.abort(
+        code_of(error), status.message, ((DETAILS_TRAILER, status.SerializeToString()),)
+    )
+    raise AssertionError("unreachable: abort raises")
