@@ -19,6 +19,11 @@ class PriorityClass(IntEnum):
         """Position in arrays by class, from 0."""
         return self.value - 1
 
+    @property
+    def label(self) -> str:
+        """The name that settings, requests and metrics use."""
+        return self.name.lower()
+
 
 CLASS_COUNT = len(PriorityClass)
 ALIASES = {
@@ -26,6 +31,10 @@ ALIASES = {
     "normal": PriorityClass.BATCH_PROCESSING,
     "low": PriorityClass.BACKGROUND_TASKS,
 }
+ALLOWED = f"{', '.join([*(member.label for member in PriorityClass), *ALIASES])} or 1 to {CLASS_COUNT}"
+
+# Characters of a caller's text that an error repeats.
+_MAX_QUOTED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +54,36 @@ class ClassLimits:
     default_timeout_ns: int
 
 
+_NS_PER_MS = 1_000_000
+_QUEUE_LIMIT = 4096
+
+# By class index.
+DEFAULT_LIMITS = (
+    ClassLimits(0, 0, _QUEUE_LIMIT, 100 * _NS_PER_MS),
+    ClassLimits(5 * _NS_PER_MS, 1 * _NS_PER_MS, _QUEUE_LIMIT, 200 * _NS_PER_MS),
+    ClassLimits(50 * _NS_PER_MS, 5 * _NS_PER_MS, _QUEUE_LIMIT, 1000 * _NS_PER_MS),
+    ClassLimits(500 * _NS_PER_MS, 10 * _NS_PER_MS, _QUEUE_LIMIT, 10_000 * _NS_PER_MS),
+    ClassLimits(2000 * _NS_PER_MS, 20 * _NS_PER_MS, _QUEUE_LIMIT, 60_000 * _NS_PER_MS),
+)
+
+
 def parse_priority(text: str) -> PriorityClass:
     """A class by name, alias or number. Raises ValueError naming what is allowed."""
     wanted = text.strip().lower()
     if wanted in ALIASES:
         return ALIASES[wanted]
     for member in PriorityClass:
-        if wanted in (member.name.lower(), str(member.value)):
+        if wanted in (member.label, str(member.value)):
             return member
-    names = [member.name.lower() for member in PriorityClass]
-    raise ValueError(f"{text[:64]!r} is no priority, allowed is {', '.join([*names, *ALIASES])} or 1 to 5")
+    raise ValueError(f"{text[:_MAX_QUOTED]!r} is no priority, allowed is {ALLOWED}")
 
 
 def key(enqueued_ns: int, limits: ClassLimits) -> int:
-    """The urgency of an item, fixed when it is enqueued; the engine always takes the smallest.
+    """The urgency of an item, CLOCK_MONOTONIC nanoseconds; the engine always takes the smallest.
 
-    Waiting a nanosecond is worth a nanosecond of slack, so no aging has to happen later: the order of
-    two queued items never changes, and nothing that arrives more than the class's aging horizon after
-    an item can overtake it.
+    Fixed when the item is enqueued. Waiting a nanosecond is worth a nanosecond of slack, so no aging has
+    to happen later: the order of two queued items never changes, a lane stays a FIFO, and nothing that
+    arrives more than the class's aging horizon after an item can overtake it.
     """
     return enqueued_ns + limits.slack_ns
 

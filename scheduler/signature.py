@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+# A cache line, and what vector loads and the arena's slab rows are aligned to.
 ALIGNMENT_BYTES = 64
 
 
 class DataType(Enum):
-    """Element types; names and numbers equal `tickring.v1.DataType` without its prefix."""
+    """Element types, little-endian; names and numbers equal `tickring.v1.DataType` without its prefix."""
 
     BOOL = (1, "?")
     UINT8 = (2, "u1")
@@ -32,7 +33,8 @@ class DataType(Enum):
     def __init__(self, proto_value: int, code: str) -> None:
         self.proto_value = proto_value
         self.dtype: np.dtype[Any] = np.dtype(code)
-        self.is_float = "f" in code
+        self.itemsize = self.dtype.itemsize
+        self.is_float = self.dtype.kind == "f"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class TensorSpec:
     @cached_property
     def item_bytes(self) -> int:
         """Bytes of one item."""
-        return prod(self.shape) * self.data_type.dtype.itemsize
+        return prod(self.shape) * self.data_type.itemsize
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,12 @@ class ModelSignature:
     @cached_property
     def input_row_bytes(self) -> int:
         """Room for the inputs of one item."""
-        return self.input_offsets[-1] + _aligned(self.inputs[-1].item_bytes)
+        return row_bytes(self.inputs)
 
     @cached_property
     def output_row_bytes(self) -> int:
         """Room for the outputs of one item."""
-        return self.output_offsets[-1] + _aligned(self.outputs[-1].item_bytes)
+        return row_bytes(self.outputs)
 
     @cached_property
     def input_by_name(self) -> dict[str, tuple[TensorSpec, int]]:
@@ -96,14 +98,14 @@ class ModelSignature:
         return tuple(range(len(self.outputs)))
 
 
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+def row_bytes(specs: Sequence[TensorSpec]) -> int:
+    """Room for one item of each tensor, padding included."""
+    return sum(_aligned(spec.item_bytes) for spec in specs)
 
 
 def _offsets(specs: Sequence[TensorSpec]) -> tuple[int, ...]:
-    offsets = []
-    at = 0
-    for spec in specs:
-        offsets.append(at)
-        at += _aligned(spec.item_bytes)
-    return tuple(offsets)
+    return tuple(row_bytes(specs[:position]) for position in range(len(specs)))
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -38,7 +38,7 @@ PRIORITY_METADATA = "tickring-priority"
 PLANS_KEPT = 512
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
-Answer = Callable[["bytes | RequestError"], None]
+Answer = Callable[["Ticket", "bytes | RequestError"], None]
 
 
 class Ticket:
@@ -68,7 +68,7 @@ class Ticket:
             result = self._error(submission)
         self.submission = None
         partition.release(submission)
-        self._answer(result)
+        self._answer(self, result)
 
     def cancel(self) -> None:
         """The caller left. The rows still come back, unserved if the engine has not taken them."""
@@ -197,7 +197,7 @@ class InferenceService:
         arrived_ns = _ring.now_ns()
         answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-        def answer(result: bytes | RequestError) -> None:
+        def answer(_ticket: Ticket, result: bytes | RequestError) -> None:
             if answered.done():
                 return  # the caller left before; nobody waits
             if isinstance(result, bytes):
@@ -245,7 +245,7 @@ class _RpcStream:
         self._max_in_flight = max_in_flight
         self._priority = _metadata_priority(context)
         self._expires_ns = _expires_ns(context, _ring.now_ns())
-        self._tickets: dict[int, Ticket | None] = {}
+        self._tickets: set[Ticket] = set()
         self._outbox: deque[bytes] = deque()
         self._writing = False
         self._posted = asyncio.Event()  # the writer waits for something to write
@@ -265,9 +265,8 @@ class _RpcStream:
                 self._moved.clear()
                 await self._moved.wait()
         finally:
-            for ticket in self._tickets.values():
-                if ticket is not None:
-                    ticket.cancel()
+            for ticket in self._tickets:
+                ticket.cancel()
             for task in (self._reader, writer):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -309,31 +308,23 @@ class _RpcStream:
                     "message", f"{len(raw)} bytes are not a PredictStreamRequest"
                 ) from error
             sequence = message.sequence
-            if sequence in self._tickets:
-                raise InvalidRequest(
-                    "sequence", f"{sequence} is outstanding on this stream, allowed is one that is not"
-                )
             if not message.HasField("request"):
                 raise InvalidRequest("request", "missing")
-            self._tickets[sequence] = None  # an answer may come before submit returns
-            try:
-                ticket = self._desk.submit(
+            # No answer can come before this returns: completions are delivered by the event loop.
+            self._tickets.add(
+                self._desk.submit(
                     message.request,
                     arrived_ns,
                     self._expires_ns,
                     self._priority,
-                    lambda result: self._answer(sequence, result),
+                    partial(self._answer, sequence),
                 )
-            except RequestError:
-                del self._tickets[sequence]
-                raise
-            if sequence in self._tickets:
-                self._tickets[sequence] = ticket
+            )
         except RequestError as error:
             self._post(_stream_error(sequence, error))
 
-    def _answer(self, sequence: int, result: bytes | RequestError) -> None:
-        del self._tickets[sequence]
+    def _answer(self, sequence: int, ticket: Ticket, result: bytes | RequestError) -> None:
+        self._tickets.discard(ticket)
         if isinstance(result, bytes):
             self._post(stream_response(sequence, result))
         else:
