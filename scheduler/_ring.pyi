@@ -3,7 +3,7 @@ Lanes, completions and gates in shared memory; see the headers beside module.cpp
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
 from numpy.typing import NDArray
@@ -69,7 +69,8 @@ class Arena:
 
     def scatter_outputs(self, slots: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], offset: int, rows: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None: ...
 
-    def engine_stats(self, arg: int, /) -> dict: ...
+    def engine_stats(self, engine: int, /) -> dict[str, Any]:
+        """Counters by name; `ended` is a list by outcome."""
 
 class FrontendPort:
     def __init__(self, arena: Arena, frontend: int, eventfd: int, engine_eventfds: Sequence[int]) -> None: ...
@@ -78,7 +79,10 @@ class FrontendPort:
 
     def cancel(self, slot: int) -> None: ...
 
-    def drain(self) -> list: ...
+    def drain(self) -> list[tuple[int, int, int, int, int, int, int, int, int]]:
+        """
+        Slot, outcome, enqueued, dispatched, compute start and end (ns), batch, its size and bucket.
+        """
 
     def arm(self) -> bool: ...
 
@@ -90,7 +94,10 @@ class FrontendPort:
 class EnginePort:
     def __init__(self, arena: Arena, engine: int, eventfd: int, frontend_eventfds: Sequence[int]) -> None: ...
 
-    def look(self) -> list: ...
+    def look(self) -> list[tuple[int, int, int, int, int, int | None]]:
+        """
+        Model, class, depth, smallest key, oldest enqueue and soonest deadline (ns), where depth > 0.
+        """
 
     def take(self, model: int, now_ns: int, expected_ns: int, into: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')]) -> int: ...
 

@@ -141,23 +141,27 @@ NB_MODULE(_ring, m) {
            nb::call_guard<nb::gil_scoped_release>())
       .def("scatter_outputs", &scatter_outputs, "slots"_a.noconvert(), "offset"_a, "rows"_a.noconvert(),
            nb::call_guard<nb::gil_scoped_release>())
-      .def("engine_stats", [](const PyArena& self, std::uint32_t engine) {
-        tickring::Layout::check("engine", engine, 0, self.arena.layout().dims.engines - 1);
-        const tickring::EngineStats& stats = self.arena.engine_stats(engine);
-        auto get = [](const std::atomic<std::uint64_t>& value) {
-          return value.load(std::memory_order_relaxed);
-        };
-        nb::dict out;
-        out["taken"] = get(stats.taken);
-        nb::list ended;
-        for (const auto& count : stats.ended) ended.append(get(count));
-        out["ended"] = ended;
-        out["discarded"] = get(stats.discarded);
-        out["batches"] = get(stats.batches);
-        out["corrupt"] = get(stats.corrupt);
-        out["sleeps"] = get(stats.sleeps);
-        return out;
-      });
+      .def(
+          "engine_stats",
+          [](const PyArena& self, std::uint32_t engine) {
+            tickring::Layout::check("engine", engine, 0, self.arena.layout().dims.engines - 1);
+            const tickring::EngineStats& stats = self.arena.engine_stats(engine);
+            auto get = [](const std::atomic<std::uint64_t>& value) {
+              return value.load(std::memory_order_relaxed);
+            };
+            nb::dict out;
+            out["taken"] = get(stats.taken);
+            nb::list ended;
+            for (const auto& count : stats.ended) ended.append(get(count));
+            out["ended"] = ended;
+            out["discarded"] = get(stats.discarded);
+            out["batches"] = get(stats.batches);
+            out["corrupt"] = get(stats.corrupt);
+            out["sleeps"] = get(stats.sleeps);
+            return out;
+          },
+          nb::sig("def engine_stats(self, engine: int, /) -> dict[str, typing.Any]"),
+          "Counters by name; `ended` is a list by outcome.");
 
   nb::class_<tickring::FrontendPort>(m, "FrontendPort")
       .def(
@@ -187,7 +191,9 @@ NB_MODULE(_ring, m) {
                                          header.batch_size, header.batch_bucket));
              });
              return out;
-           })
+           },
+           nb::sig("def drain(self) -> list[tuple[int, int, int, int, int, int, int, int, int]]"),
+           "Slot, outcome, enqueued, dispatched, compute start and end (ns), batch, its size and bucket.")
       .def("arm", &tickring::FrontendPort::arm)
       .def("woken", &tickring::FrontendPort::woken)
       .def_prop_ro("first_slot", &tickring::FrontendPort::first_slot);
@@ -208,7 +214,9 @@ NB_MODULE(_ring, m) {
                                          deadline_or_none(backlog.deadline_ns)));
              });
              return out;
-           })
+           },
+           nb::sig("def look(self) -> list[tuple[int, int, int, int, int, int | None]]"),
+           "Model, class, depth, smallest key, oldest enqueue and soonest deadline (ns), where depth > 0.")
       .def(
           "take",
           [](tickring::EnginePort& self, std::uint32_t model, std::uint64_t now, std::uint64_t expected_ns,

@@ -1,0 +1,1 @@
+"""Performance gates and scenarios. `make bench` runs the gates."""
