@@ -175,8 +175,10 @@ def main() -> int:
         asyncio.run(generate(arguments.generate))
         return 0
     roles = ["frontend", "engine", "supervisor"] if arguments.role == "all" else [arguments.role]
-    print(f"| killed, {arguments.rounds} times | calls by status | last of the cut-off calls ended after "
-          "| next success after: median (max) |")
+    print(
+        f"| killed, {arguments.rounds} times | calls by status | last of the cut-off calls ended after "
+        "| next success after: median (max) |"
+    )
     print("|---|---|---|---|")
     hung = 0
     for role in roles:

@@ -19,7 +19,7 @@ NPY_MAGIC = b"\x93NUMPY"
 _NAMED = re.compile(r"([A-Za-z_][\w.-]*)=(.+)", re.DOTALL)
 
 
-class BadInput(ValueError):  # noqa: N818  (misuse, not a failed call)
+class BadInput(ValueError):
     """What the caller gave cannot be read, or does not fit the model; says what would."""
 
 

@@ -1,7 +1,5 @@
 """What a call can end with: one class per row of the error table, built from any form a status comes in."""
 
-# ruff: noqa: N818  (the classes are named after what happened, as the status codes are)
-
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import cast

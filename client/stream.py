@@ -103,10 +103,6 @@ class Multiplexer:
             timer = loop.call_at(deadline + LOCAL_GRACE_S, _expire, answer, remaining_s)
         try:
             return await answer
-        except asyncio.CancelledError:
-            if answer.done() and not answer.cancelled():
-                answer.exception()  # it came in the tick of the cancel; asyncio would log it as never seen
-            raise
         finally:
             if timer is not None:
                 timer.cancel()

@@ -72,8 +72,8 @@ class Partition:
         # Last in, first out: the slot used most recently is the one whose rows are still in a cache.
         self._free = list(range(self._first + count - 1, self._first - 1, -1))
         self._pending: list[Submission | None] = [None] * count
-        self._inputs = memoryview(arena.input_rows.reshape(-1))
-        self._outputs = memoryview(arena.output_rows.reshape(-1))
+        self._inputs = arena.input_rows.reshape(-1).data
+        self._outputs = arena.output_rows.reshape(-1).data
         self._input_row_bytes = arena.native.input_row_bytes
         self._output_row_bytes = arena.native.output_row_bytes
         self._next_request = 0
@@ -170,7 +170,7 @@ class Partition:
         ended = self.tally.ended
         outstanding = self.outstanding
         completions = self._port.drain()
-        for slot, outcome, enqueued, dispatched, start, end, batch, size, bucket in completions:
+        for slot, outcome, enqueued, dispatched, _, end, batch, size, bucket in completions:
             submission = pending[slot - first]
             assert submission is not None, f"slot {slot} completed but not pending"
             pending[slot - first] = None
@@ -190,9 +190,14 @@ class Partition:
             submission.remaining -= 1
             if submission.remaining == 0:
                 submission.on_end(submission)
-        if completions and size:
-            self.item_cost_ns += ((end - start) / size - self.item_cost_ns) * COST_WEIGHT
+        if completions:
+            self._learn_cost(completions[-1])
         return len(completions)
+
+    def _learn_cost(self, completion: tuple[int, ...]) -> None:
+        _, _, _, _, start, end, _, size, _ = completion
+        if size:  # 0: ended without a batch
+            self.item_cost_ns += ((end - start) / size - self.item_cost_ns) * COST_WEIGHT
 
     def woken(self) -> None:
         """The eventfd became readable: ends what has come back and goes back to sleep."""
@@ -230,4 +235,3 @@ class Partition:
         assert len(set(self._free)) == len(self._free), "a slot is free twice"
         held = len(self._pending) - len(self._free)
         assert held >= pending, f"{pending} items pending in {held} held slots"
-

@@ -5,16 +5,21 @@ import os
 import sys
 
 from server import options
+from server.ports import PortInUse
+from server.probes import ProbeServer
 from server.repository import RepositoryError, load_repository
 from server.settings import Settings, SettingsError, bundled_repository, load_settings
-from server.supervisor import PortInUse, Supervisor
+from server.supervisor import Supervisor
 from server.telemetry import logs
 
 EXIT_MISUSE = 2
 
 
 def main() -> None:
-    """Serves until SIGTERM or SIGINT. Exit codes: 0 drained, 1 failed, 2 a setting or the repository is wrong."""
+    """Serves until SIGTERM or SIGINT.
+
+    Exit codes: 0 drained, 1 failed, 2 a setting or the model repository is wrong.
+    """
     parsed = options.parse(sys.argv[1:])
     try:
         settings = load_settings(
@@ -41,7 +46,12 @@ def main() -> None:
 
 
 async def _serve(settings: Settings, supervisor: Supervisor) -> int:
-    return await supervisor.run()
+    probes = ProbeServer(settings.server.host, settings.server.http_port, lambda: supervisor.is_ready)
+    await probes.start()
+    try:
+        return await supervisor.run()
+    finally:
+        probes.close()
 
 
 if __name__ == "__main__":

@@ -31,9 +31,7 @@ class Admission:
     def check_serving(self) -> None:
         """Raises Unavailable while draining or while the engine is away."""
         if self.draining:
-            raise Unavailable(
-                "the server is draining", reason="DRAINING", retry_after_s=DRAIN_RETRY_S
-            )
+            raise Unavailable("the server is draining", reason="DRAINING", retry_after_s=DRAIN_RETRY_S)
         if self.engine_lost:
             raise Unavailable(
                 "the engine is restarting", reason="ENGINE_RESTARTING", retry_after_s=ENGINE_RETRY_S
@@ -53,7 +51,9 @@ class Admission:
         free = self._partition.free_slots
         if rows > free:
             raise Overloaded(
-                "slots", f"{rows} more items do not fit, {free} slots are free", self._retry_after_s(rows - free)
+                "slots",
+                f"{rows} more items do not fit, {free} slots are free",
+                self._retry_after_s(rows - free),
             )
 
     def _retry_after_s(self, items: int) -> float:

@@ -84,4 +84,3 @@ def _environment(role: str) -> dict[str, str]:
         environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
         environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))
     return environment
-

@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
@@ -36,6 +37,8 @@ def run(boot: Boot, sock: socket.socket) -> None:
     logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
     structlog.contextvars.bind_contextvars(process=f"engine-{boot.index}")
     manifests = [Manifest.from_json(text) for text in boot.manifests]
+    if settings.executor.cpu_affinity:
+        os.sched_setaffinity(0, settings.executor.cpu_affinity)
     try:
         instances, dispatcher = _build(boot, settings, manifests)
     except (ModelUnusable, RepositoryError) as error:
@@ -52,8 +55,7 @@ def run(boot: Boot, sock: socket.socket) -> None:
 
     threading.Thread(target=_obey, args=(sock, dispatcher), daemon=True).start()
     others = [
-        threading.Thread(target=_work, args=(instance, dispatcher), daemon=True)
-        for instance in instances[1:]
+        threading.Thread(target=_work, args=(instance, dispatcher), daemon=True) for instance in instances[1:]
     ]
     for thread in others:
         thread.start()
@@ -119,11 +121,8 @@ def _obey(sock: socket.socket, dispatcher: Dispatcher) -> None:
     while (message := control.receive(sock)) is not None:
         match message["type"]:
             case "discard":
-                frontend: int = message["frontend"]
-                dispatcher.discard(
-                    frontend,
-                    lambda index=frontend: control.send(sock, {"type": "discarded", "frontend": index}),
-                )
+                done = {"type": "discarded", "frontend": message["frontend"]}
+                dispatcher.discard(message["frontend"], partial(control.send, sock, done))
             case "stop":
                 dispatcher.stop()
                 return

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 
 import grpc
 import structlog
@@ -26,6 +26,7 @@ from server.telemetry import logs
 
 # One request holds at most this part of a front end's slots, so that it cannot shut everybody else out.
 MAX_ROWS_PART = 4
+EXIT_BUG = 70
 
 log = structlog.get_logger()
 
@@ -47,8 +48,8 @@ class Frontend:
         self._settings = settings
         self._socket = sock
         self._finished = asyncio.Event()
-        self._draining: asyncio.Task[None] | None = None
-        self._health = health.aio.HealthServicer()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
 
     async def serve(self) -> None:
         """Attaches when told to, serves, and returns once drained."""
@@ -65,8 +66,8 @@ class Frontend:
         self._admission = Admission(self._partition, settings.class_limits, frontends(settings))
         desk = inference.Desk(self._partition, self._admission, self._models, settings.class_limits)
         self._inference = inference.InferenceService(desk, settings.server.max_in_flight_per_stream)
-        asyncio.get_running_loop().add_reader(eventfd, self._partition.woken)
-        self._partition.woken()
+        asyncio.get_running_loop().add_reader(eventfd, self._woken)
+        self._woken()
 
         self._server = _grpc_server(settings)
         self._server.add_generic_rpc_handlers(
@@ -85,6 +86,15 @@ class Frontend:
         control.send(self._socket, {"type": "ready"})
         await self._finished.wait()
 
+    def _woken(self) -> None:
+        try:
+            self._partition.woken()
+        except BaseException:
+            # A bug, and what it interrupted will not be delivered: better every call of this process
+            # ends now, and a new one starts, than that some hang.
+            log.exception("cannot deliver completions")
+            os._exit(EXIT_BUG)
+
     def _obey(self, message: control.Message | None) -> None:
         if message is None:
             os._exit(1)  # the supervisor is gone; nobody would restart what fails from here on
@@ -93,18 +103,16 @@ class Frontend:
                 self._start(self._engine_ready())
             case "engine_lost":
                 self._engine_lost()
-                control.send(
-                    self._socket, {"type": "engine_lost_ack", "generation": message["generation"]}
-                )
+                control.send(self._socket, {"type": "engine_lost_ack", "generation": message["generation"]})
             case "drain":
-                if self._draining is None:
-                    self._draining = self._start(self._drain(message["grace_s"]))
+                self._start(self._drain(message["grace_s"]))
             case other:
                 raise AssertionError(f"unknown control message {other}")
 
-    def _start(self, steps: "asyncio.coroutines.Coroutine[None, None, None]") -> "asyncio.Task[None]":  # type: ignore[name-defined]
-        self._task = asyncio.ensure_future(steps)
-        return self._task
+    def _start(self, steps: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(steps)
+        self._tasks.add(task)  # the loop keeps only weak references
+        task.add_done_callback(self._tasks.discard)
 
     async def _engine_ready(self) -> None:
         self._models.ready = True

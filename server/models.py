@@ -1,6 +1,6 @@
 """The models as a front end knows them: what a request must carry, and whether it can be served now."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from scheduler.errors import ModelNotReady, UnknownModel
@@ -35,7 +35,7 @@ class ModelTable:
         self.default_name = default_name
         self.ready = False
 
-    def __iter__(self) -> "iter[ServedModel]":  # type: ignore[valid-type]
+    def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._by_name.values())
 
     def find(self, name: str) -> ServedModel:

@@ -59,10 +59,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML")
+    parser.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)}; default {DEFAULT_PROFILE}")
     parser.add_argument(
-        "--profile", metavar="NAME", help=f"{', '.join(PROFILES)}; default {DEFAULT_PROFILE}"
+        "--models", type=Path, metavar="DIR", help="model repository; default: the bundled one"
     )
-    parser.add_argument("--models", type=Path, metavar="DIR", help="model repository; default: the bundled one")
     parser.add_argument("--host", metavar="H", help="address to listen on; default 127.0.0.1")
     parser.add_argument("--grpc-port", metavar="N", help="default 8001; 0 picks a free one")
     parser.add_argument("--http-port", metavar="N", help="/healthz and /readyz; default 8002")

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
 
+from server.ports import PortInUse
+
 MAX_REQUEST_BYTES = 8192
 REQUEST_TIMEOUT_S = 5.0
 
@@ -18,10 +20,13 @@ class ProbeServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listens. Raises OSError when it cannot."""
-        self._server = await asyncio.start_server(
-            self._serve, self._host, self._port, limit=MAX_REQUEST_BYTES
-        )
+        """Listens. Raises PortInUse."""
+        try:
+            self._server = await asyncio.start_server(
+                self._serve, self._host, self._port, limit=MAX_REQUEST_BYTES
+            )
+        except OSError as error:
+            raise PortInUse(f"cannot listen on {self._host}:{self._port}: {error.strerror}") from error
 
     @property
     def port(self) -> int:

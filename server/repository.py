@@ -23,7 +23,8 @@ PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TOP_KEYS = frozenset(
-    "name description format precision finite_inputs finite_outputs inputs outputs versions scheduler".split()
+    {"name", "description", "format", "precision", "finite_inputs", "finite_outputs"}
+    | {"inputs", "outputs", "versions", "scheduler"}
 )
 _TENSOR_KEYS = frozenset({"name", "data_type", "shape"})
 _SCHEDULER_KEYS = frozenset({"max_batch_size", "buckets", "latency_budget_ms", "default_priority"})
@@ -253,7 +254,7 @@ class _ManifestReader:
         if not isinstance(entries, list) or not entries:
             self._wrong(key, entries, "must be at least one [[...]] table")
             return ()
-        specs = []
+        specs: list[TensorSpec] = []
         for index, entry in enumerate(entries):
             where = f"{key}[{index}]"
             if not isinstance(entry, dict):
@@ -265,8 +266,10 @@ class _ManifestReader:
                 self._wrong(f"{where}.name", name, "must be letters, digits, _ . or -")
             elif any(spec.name == name for spec in specs):
                 self._wrong(f"{where}.name", name, "must differ from the others")
-            elif data_type not in DataType.__members__:
-                self._wrong(f"{where}.data_type", data_type, f"must be one of {', '.join(DataType.__members__)}")
+            elif not isinstance(data_type, str) or data_type not in DataType.__members__:
+                self._wrong(
+                    f"{where}.data_type", data_type, f"must be one of {', '.join(DataType.__members__)}"
+                )
             elif not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
                 self._wrong(f"{where}.shape", shape, "must be a list of positive sizes, without the batch")
             else:

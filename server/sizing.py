@@ -42,9 +42,7 @@ def engine_sizes(settings: Settings) -> EngineSizes:
     # Cores that no front end needs, at least one.
     compute_cores = max(1, cores() - frontends(settings))
     instances = compute_cores if executor.instances == "auto" else executor.instances
-    threads = (
-        max(1, compute_cores // instances) if executor.cpu_threads == "auto" else executor.cpu_threads
-    )
+    threads = max(1, compute_cores // instances) if executor.cpu_threads == "auto" else executor.cpu_threads
     spin = settings.scheduler.spin_us
     spin_us = (SPIN_AUTO_US if cores() >= SPIN_MIN_CORES else 0) if spin == "auto" else spin
     return EngineSizes(device, instances, threads, spin_us * 1000)

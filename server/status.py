@@ -79,7 +79,5 @@ def to_status(error: errors.RequestError) -> Status:
 async def abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: errors.RequestError) -> NoReturn:
     """Ends a unary call, or a whole RPC stream, with this error."""
     status = to_status(error)
-    await context.abort(
-        code_of(error), status.message, ((DETAILS_TRAILER, status.SerializeToString()),)
-    )
+    await context.abort(code_of(error), status.message, ((DETAILS_TRAILER, status.SerializeToString()),))
     raise AssertionError("unreachable: abort raises")

@@ -12,6 +12,7 @@ A successor is spawned at once and prepares meanwhile; only its `attach` waits f
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ import structlog
 from scheduler.arena import Arena, Dimensions
 from server import control
 from server.boot import Boot, spawn
+from server.ports import reserve_port
 from server.repository import Repository
 from server.settings import Settings
 from server.sizing import frontends
@@ -36,10 +38,6 @@ FIRST_RESTART_DELAY_S = 0.1
 STOP_MARGIN_S = 5.0
 
 log = structlog.get_logger()
-
-
-class PortInUse(Exception):
-    """Another process has the port."""
 
 
 class Child:
@@ -69,10 +67,8 @@ class Child:
         """Sends a message; a child that is gone will be noticed by its exit."""
         if self.socket is None:
             return
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             control.send(self.socket, message)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
 
 class Supervisor:
@@ -269,7 +265,8 @@ class Supervisor:
     # -- deaths -------------------------------------------------------------------------------
 
     def _exited(self, child: Child) -> None:
-        assert child.process is not None and child.socket is not None
+        assert child.process is not None
+        assert child.socket is not None
         loop = asyncio.get_running_loop()
         loop.remove_reader(child.pidfd)
         loop.remove_reader(child.socket)
@@ -340,26 +337,3 @@ class Supervisor:
         )
         timer = asyncio.get_running_loop().call_later(delay_s, self._spawn, child)
         self._timers.add(timer)
-
-
-def reserve_port(host: str, port: int) -> socket.socket:
-    """A socket bound to the port with SO_REUSEPORT, not listening; port 0 picks a free one.
-
-    Raises:
-        PortInUse: somebody else has it, with or without SO_REUSEPORT.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Without SO_REUSEPORT first: with it, a second service would silently share the port with us.
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise PortInUse(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        port = probe.getsockname()[1]
-    reservation = socket.socket(family, socket.SOCK_STREAM)
-    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    reservation.bind((host, port))
-    return reservation
-

@@ -91,9 +91,7 @@ class CpuInstance:
         signature = self._runners[batch.model].signature
         count = len(batch.slots)
         outcomes = self._ok[:count]
-        for spec, offset, output in zip(
-            signature.outputs, signature.output_offsets, outputs, strict=True
-        ):
+        for spec, offset, output in zip(signature.outputs, signature.output_offsets, outputs, strict=True):
             live = output[:count]
             self._native.scatter_outputs(batch.slots, offset, _rows(live, spec))
             if signature.finite_outputs and live.dtype.kind == "f":

@@ -28,11 +28,11 @@ class TorchScriptRunner:
         torch.set_num_threads(settings.threads)
         try:
             # Not frozen, nor optimised for inference: neither was faster for the bundled model.
-            module = torch.jit.load(io.BytesIO(file), map_location="cpu").eval()
+            module = torch.jit.load(io.BytesIO(file), map_location="cpu")  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise ModelUnusable(f"torch cannot load the file of {signature.name}: {first_line}") from error
-        return cls(module, signature)
+        return cls(module.eval(), signature)
 
     @property
     def signature(self) -> ModelSignature:

@@ -10,6 +10,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -36,6 +37,9 @@ SERVICE = "tickring.v1.InferenceService"
 PRIORITY_METADATA = "tickring-priority"
 # Different (model, rows, outputs) whose response layout is kept ready.
 PLANS_KEPT = 512
+
+# grpc-stubs does not know it.
+EOF: Final[object] = getattr(grpc.aio, "EOF")  # noqa: B009
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Answer = Callable[["Ticket", "bytes | RequestError"], None]
@@ -181,7 +185,7 @@ class InferenceService:
         self._max_in_flight = max_in_flight_per_stream
         self._streams: set[_RpcStream] = set()
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """For `server.add_generic_rpc_handlers`."""
         # No (de)serialisers: gRPC would answer bytes that do not parse with INTERNAL.
         return grpc.method_handlers_generic_handler(
@@ -195,27 +199,26 @@ class InferenceService:
     async def predict(self, raw: bytes, context: Context) -> bytes:
         """One unary call. Cancelling it cancels what it has queued."""
         arrived_ns = _ring.now_ns()
-        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[bytes | RequestError] = asyncio.get_running_loop().create_future()
 
         def answer(_ticket: Ticket, result: bytes | RequestError) -> None:
-            if answered.done():
-                return  # the caller left before; nobody waits
-            if isinstance(result, bytes):
+            if not answered.done():  # done: the caller left, nobody waits
                 answered.set_result(result)
-            else:
-                answered.set_exception(result)
 
         try:
             ticket = self._desk.submit(
                 parse(raw), arrived_ns, _expires_ns(context, arrived_ns), _metadata_priority(context), answer
             )
-            try:
-                return await answered
-            except asyncio.CancelledError:
-                ticket.cancel()
-                raise
         except RequestError as error:
             await abort(context, error)
+        try:
+            result = await answered
+        except asyncio.CancelledError:
+            ticket.cancel()
+            raise
+        if isinstance(result, RequestError):
+            await abort(context, result)
+        return result
 
     async def predict_stream(self, _messages: object, context: Context) -> None:
         """One RPC stream."""
@@ -271,6 +274,8 @@ class _RpcStream:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
+        if not self._reader.cancelled():
+            self._reader.result()
         if self._draining:
             await abort(
                 self._context,
@@ -290,7 +295,7 @@ class _RpcStream:
         read = self._context.read
         while True:
             raw = await read()
-            if raw is grpc.aio.EOF:
+            if raw is EOF:
                 return
             self._accept(raw)
             while self._occupied() >= self._max_in_flight:
@@ -304,9 +309,7 @@ class _RpcStream:
             try:
                 message = inference_pb2.PredictStreamRequest.FromString(raw)
             except DecodeError as error:
-                raise InvalidRequest(
-                    "message", f"{len(raw)} bytes are not a PredictStreamRequest"
-                ) from error
+                raise InvalidRequest("message", f"{len(raw)} bytes are not a PredictStreamRequest") from error
             sequence = message.sequence
             if not message.HasField("request"):
                 raise InvalidRequest("request", "missing")
@@ -348,9 +351,7 @@ class _RpcStream:
 
 
 def _stream_error(sequence: int, error: RequestError) -> bytes:
-    return inference_pb2.PredictStreamResponse(
-        sequence=sequence, error=to_status(error)
-    ).SerializeToString()
+    return inference_pb2.PredictStreamResponse(sequence=sequence, error=to_status(error)).SerializeToString()
 
 
 def _expires_ns(context: Context, now_ns: int) -> int | None:

@@ -1,5 +1,7 @@
 """ModelService: what the server serves."""
 
+from typing import Any
+
 import grpc
 
 from scheduler.errors import RequestError
@@ -19,7 +21,7 @@ class ModelService:
     def __init__(self, models: ModelTable) -> None:
         self._models = models
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """For `server.add_generic_rpc_handlers`."""
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -59,9 +61,7 @@ class ModelService:
             name=signature.name,
             description=model.description,
             versions=[
-                model_pb2.ModelVersion(
-                    version=str(version), state=self._state(model, version), sha256=digest
-                )
+                model_pb2.ModelVersion(version=str(version), state=self._state(model, version), sha256=digest)
                 for version, digest in sorted(model.sha256.items())
             ],
             inputs=[_spec(spec) for spec in signature.inputs],
@@ -79,5 +79,7 @@ class ModelService:
 
 def _spec(spec: TensorSpec) -> model_pb2.TensorSpec:
     return model_pb2.TensorSpec(
-        name=spec.name, data_type=spec.data_type.proto_value, shape=list(spec.shape)
+        name=spec.name,
+        data_type=f"DATA_TYPE_{spec.data_type.name}",
+        shape=list(spec.shape),
     )

@@ -83,9 +83,7 @@ def check(
     )
 
 
-def _check_inputs(
-    request: inference_pb2.PredictRequest, model: ServedModel
-) -> tuple[int, list[Payload]]:
+def _check_inputs(request: inference_pb2.PredictRequest, model: ServedModel) -> tuple[int, list[Payload]]:
     signature = model.signature
     specs = signature.input_by_name
     payloads: list[Payload] = []
@@ -119,7 +117,7 @@ def _check_inputs(
         if rows not in (0, shape[0]):
             raise InvalidRequest(
                 f"{field}.shape",
-                f"{name} has {shape[0]} rows, {request.inputs[0].name} has {rows}; allowed is the same number",
+                f"{name} has {shape[0]} rows, {request.inputs[0].name} has {rows}; allowed is one number",
             )
         rows = shape[0]
         data = tensor.data

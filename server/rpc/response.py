@@ -53,7 +53,9 @@ class ResponsePlan:
             spec = signature.outputs[index]
             size = rows * spec.item_bytes
             tensor = types_pb2.Tensor(
-                name=spec.name, data_type=spec.data_type.proto_value, shape=[rows, *spec.shape]
+                name=spec.name,
+                data_type=f"DATA_TYPE_{spec.data_type.name}",
+                shape=[rows, *spec.shape],
             ).SerializeToString()
             tensor += _DATA_TAG + varint(size)
             before = head + _OUTPUTS_TAG + varint(len(tensor) + size) + tensor
@@ -64,7 +66,7 @@ class ResponsePlan:
         self, partition: Partition, submission: Submission, request_id: str, arrived_ns: int, now_ns: int
     ) -> bytes:
         """The serialised PredictResponse; reads the rows, so before their slots are released."""
-        parts = []
+        parts: list[bytes] = []
         if request_id:
             encoded = request_id.encode()
             parts += (_REQUEST_ID_TAG, varint(len(encoded)), encoded)

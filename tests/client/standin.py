@@ -6,7 +6,8 @@
     held       waits until `version` requests of that routing_key are held
     release    waits until `version` requests are held, answers them last first, then itself
     status     fails with the code that routing_key names, and every kind of detail
-    flaky      routing_key "<key>:<n>:<retry_ms or empty>": UNAVAILABLE n times, then says how many came
+    flaky      routing_key "<key>:<n>:<retry_ms or empty>": fails n times with the code that version names
+               (empty: UNAVAILABLE), then says how many came
     counts     says how many PredictStream RPCs were opened
     metadata   says what authorization came with the RPC
     malformed  answers with a tensor of the wrong size
@@ -83,7 +84,7 @@ class Script:
         elif request.model_name == "status":
             raise scripted_failure(request.routing_key)
         elif request.model_name == "flaky":
-            add(response, "attempts", np.array([self._try(request.routing_key)]))
+            add(response, "attempts", np.array([self._try(request.routing_key, request.model_version)]))
             add(response, "request", np.frombuffer(request.SerializeToString(), np.uint8))
         elif request.model_name == "counts":
             add(response, "streams", np.array([self.streams]))
@@ -119,12 +120,12 @@ class Script:
             if not released.done():
                 released.set_result(None)
 
-    def _try(self, key: str) -> int:
+    def _try(self, key: str, code_name: str) -> int:
         _, failures, retry_ms = key.split(":")
         self._attempts[key] += 1
         if self._attempts[key] <= int(failures):
             details = [retry_info(int(retry_ms) / 1000)] if retry_ms else []
-            raise ScriptedError(grpc.StatusCode.UNAVAILABLE, "scripted outage", *details)
+            raise ScriptedError(grpc.StatusCode[code_name or "UNAVAILABLE"], "scripted outage", *details)
         return self._attempts[key]
 
 
@@ -251,7 +252,7 @@ def pair_model() -> model_pb2.Model:
 
 
 async def serve(port: int, not_serving: int, tls: Path | None) -> None:
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(Script()), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(Models(), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(not_serving), server)

@@ -39,6 +39,13 @@ async def test_arrays_round_trip(client: Client, method: str, dtype: str) -> Non
     assert not back.flags.writeable
 
 
+@pytest.mark.parametrize("method", ["predict", "predict_unary"])
+async def test_large_arrays_fit(client: Client, method: str) -> None:
+    """8 MiB each way, over gRPC's own limit of 4 MiB."""
+    array = np.zeros((2, 1 << 20), np.float32)
+    assert (await getattr(client, method)({"x": array}, model="echo"))["x"].shape == array.shape
+
+
 def test_every_wire_type_has_a_dtype() -> None:
     """A data type added to the protocol must be added here."""
     assert set(DTYPES) == set(types_pb2.DataType.values()) - {types_pb2.DATA_TYPE_UNSPECIFIED}

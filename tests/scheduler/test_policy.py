@@ -13,8 +13,8 @@ PLAN = BatchPlan(
 def flat_latency() -> WarmUpLatency:
     """A GPU: every bucket takes 1 ms."""
     latency = WarmUpLatency()
-    latency.seed(0, {bucket: MS for bucket in PLAN.buckets})
-    latency.seed(1, {bucket: MS for bucket in PLAN.buckets})
+    latency.seed(0, dict.fromkeys(PLAN.buckets, MS))
+    latency.seed(1, dict.fromkeys(PLAN.buckets, MS))
     return latency
 
 
@@ -71,7 +71,9 @@ def test_a_model_that_waits_does_not_hold_back_another() -> None:
     assert decide(queued, [PLAN, PLAN], flat_latency(), NOW) == Dispatch(1, 1)
 
 
-@pytest.mark.parametrize(("budget_ms", "target"), [(0.1, 1), (0.5, 1), (1.2, 4), (3.4, 8), (3.6, 16), (99, 16)])
+@pytest.mark.parametrize(
+    ("budget_ms", "target"), [(0.1, 1), (0.5, 1), (1.2, 4), (3.4, 8), (3.6, 16), (99, 16)]
+)
 def test_target_is_the_largest_bucket_within_the_budget(budget_ms: float, target: int) -> None:
     """With 0.3 + 0.2 n ms a batch; at least the smallest bucket."""
     plan = BatchPlan(PLAN.buckets, PLAN.max_wait_ns, int(budget_ms * MS))
