@@ -33,6 +33,8 @@ from server.sizing import frontends
 # A child that dies this soon after its start is restarted with a growing delay.
 YOUNG_S = 10.0
 MAX_RESTART_DELAY_S = 5.0
+# Before the service was ever ready, this many early deaths of one child mean that it never will be.
+GIVE_UP_DEATHS = 3
 FIRST_RESTART_DELAY_S = 0.1
 # Beyond the grace period, for what the children do after the last RPC has ended.
 STOP_MARGIN_S = 5.0
@@ -54,7 +56,6 @@ class Child:
         self.warm = False  # waits for `attach`
         self.ready = False  # serves
         self.clean = True  # the rings of this place have been reset since its last process attached
-        self.restarts = 0
         self.quick_deaths = 0
         self.started_s = 0.0
 
@@ -286,7 +287,13 @@ class Supervisor:
             self._stop_engine_after_frontends()
             return
         log.error("child died", child=child.name, code=code)
-        child.restarts += 1
+        young = time.monotonic() - child.started_s < YOUNG_S
+        child.quick_deaths = child.quick_deaths + 1 if young else 0
+        if child.quick_deaths >= GIVE_UP_DEATHS and not self._announced:
+            log.error("giving up: it has never been ready", child=child.name, deaths=child.quick_deaths)
+            self._exit_code = 1
+            self.drain()
+            return
         self._restart(child)
 
     def _engine_died(self, was_attached: bool) -> None:
@@ -327,8 +334,6 @@ class Supervisor:
         self._attach_clean()
 
     def _restart(self, child: Child) -> None:
-        young = time.monotonic() - child.started_s < YOUNG_S
-        child.quick_deaths = child.quick_deaths + 1 if young else 0
         # The first restart is immediate; only what keeps dying is held back.
         delay_s = (
             min(MAX_RESTART_DELAY_S, FIRST_RESTART_DELAY_S * 2 ** (child.quick_deaths - 2))

@@ -142,9 +142,9 @@ static void take_follows_key_then_class_then_front_end() {
       return std::tie(a[0], a[1], a[2]) < std::tie(b[0], b[1], b[2]);
     });
     for (std::size_t at = 0; at < expected.size();) {
-      for (const std::uint32_t slot : take(engine, 1 + random.below(9))) {
-        CHECK_EQUAL(slot, expected[at++][3]);
-      }
+      const List taken = take(engine, 1 + random.below(9));
+      CHECK(!taken.empty());
+      for (const std::uint32_t slot : taken) CHECK_EQUAL(slot, expected[at++][3]);
     }
     CHECK(take(engine, 1).empty());
   }

@@ -185,7 +185,7 @@ class InferenceService:
         self._max_in_flight = max_in_flight_per_stream
         self._streams: set[_RpcStream] = set()
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+    def handler(self) -> "grpc.GenericRpcHandler[Any, Any]":
         """For `server.add_generic_rpc_handlers`."""
         # No (de)serialisers: gRPC would answer bytes that do not parse with INTERNAL.
         return grpc.method_handlers_generic_handler(

@@ -21,7 +21,7 @@ class ModelService:
     def __init__(self, models: ModelTable) -> None:
         self._models = models
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+    def handler(self) -> "grpc.GenericRpcHandler[Any, Any]":
         """For `server.add_generic_rpc_handlers`."""
         return grpc.method_handlers_generic_handler(
             SERVICE,

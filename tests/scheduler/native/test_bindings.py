@@ -1,9 +1,9 @@
 """What `scheduler._ring` takes from Python and gives back: types, bounds, messages, lifetimes."""
 
+import ast
 import gc
 import mmap
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -63,7 +63,7 @@ def test_dimension_out_of_range_is_named_with_what_is_allowed(name: str, value: 
 
 
 def test_largest_dimensions_do_not_overflow() -> None:
-    """Every dimension at its limit still gives a size that fits 64 bits, and grows with each."""
+    """Every dimension at its limit: the slabs are all but a few hundred gigabytes of it."""
     most = _ring.arena_bytes(
         frontends=64,
         engines=16,
@@ -72,7 +72,8 @@ def test_largest_dimensions_do_not_overflow() -> None:
         input_row_bytes=2**30,
         output_row_bytes=2**30,
     )
-    assert 2 * 64 * 65536 * 2**30 < most < 2**53
+    slabs = 2 * 64 * 65536 * 2**30
+    assert slabs < most < slabs + 2**40
 
 
 def test_buffer_that_cannot_hold_an_arena_is_refused() -> None:
@@ -226,14 +227,14 @@ def test_bad_completion_hands_nothing_back(native: NativeWorld) -> None:
         (ValueError, "outcome is 0, allowed is 1 to 5", uint32(0, 1), [RESULT, 0]),
         (ValueError, "outcome is 6, allowed is 1 to 5", uint32(0, 1), [RESULT, 6]),
         (ValueError, "outcomes is 1, allowed is 2", uint32(0, 1), [RESULT]),
-        (TypeError, "", np.array([0, 1]), [RESULT, RESULT]),
-        (TypeError, "", np.array([0.0, 1.0]), [RESULT, RESULT]),
+        (TypeError, "incompatible", np.array([0, 1]), [RESULT, RESULT]),
+        (TypeError, "incompatible", np.array([0.0, 1.0]), [RESULT, RESULT]),
     ]
     for error, message, slots, outcomes in bad:
         with pytest.raises(error, match=message):
             native.engine.complete(slots, np.array(outcomes, np.uint8), 0, 0, 0, 0, 0)
     with pytest.raises(TypeError):
-        native.engine.complete(uint32(0, 1), np.array([1, 1]), 0, 0, 0, 0, 0)  # type: ignore[arg-type]
+        native.engine.complete(uint32(0, 1), np.array([1, 1]), 0, 0, 0, 0, 0)
     assert native.ports[0].drain() == []
     assert not is_readable(native.frontend_fds[0])
 
@@ -346,11 +347,7 @@ def test_gather_refuses_a_read_only_destination(native: NativeWorld) -> None:
 
 def test_ports_and_arena_keep_the_memory_alive(native: NativeWorld) -> None:
     """The buffer lives as long as the last object that points into it, and no longer."""
-
-    class Tracked(np.ndarray[Any, Any]):
-        """ndarray itself cannot be weakly referenced through a view chain that numpy collapses."""
-
-    buffer = pages(_ring.arena_bytes(**DIMENSIONS)).view(Tracked)
+    buffer = pages(_ring.arena_bytes(**DIMENSIONS))
     alive = weakref.ref(buffer)
     arena = _ring.Arena.format(buffer, **DIMENSIONS)
     port = _ring.FrontendPort(arena, 0, native.frontend_fds[0], [native.engine_fd])
@@ -452,6 +449,15 @@ def test_each_front_end_is_signalled_for_its_own_slots_only(native: NativeWorld)
     assert not is_readable(native.frontend_fds[0])
 
 
+def declarations(stub: Path) -> str:
+    """What a stub says, whoever formatted it."""
+    tree = ast.parse(stub.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = " ".join(node.value.split())
+    return ast.unparse(tree)
+
+
 def test_checked_in_stub_is_what_the_module_generates(tmp_path: Path) -> None:
     """`python -m nanobind.stubgen -m scheduler._ring -o scheduler/_ring.pyi` brings it up to date."""
     stub = tmp_path / "_ring.pyi"
@@ -461,4 +467,4 @@ def test_checked_in_stub_is_what_the_module_generates(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     checked_in = Path(__file__).parents[3] / "scheduler" / "_ring.pyi"
-    assert re.split(r"\s+", stub.read_text()) == re.split(r"\s+", checked_in.read_text())
+    assert declarations(stub) == declarations(checked_in)
