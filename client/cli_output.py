@@ -53,7 +53,7 @@ def print_prediction(prediction: Prediction, round_trip_s: float) -> None:
     table = Table("output", "dtype", "shape", "values")
     for name, array in prediction.outputs.items():
         table.add_row(name, str(array.dtype), _shape_text(array.shape), _values_text(array))
-    console = Console(highlight=False)
+    console = _console()
     console.print(table)
     timing = prediction.timing
     batch = "from the cache" if timing.cache_hit else f"batch {timing.batch_size} of {timing.batch_bucket}"
@@ -61,7 +61,6 @@ def print_prediction(prediction: Prediction, round_trip_s: float) -> None:
         f"{prediction.model_name} version {prediction.model_version}, {batch}:"
         f" queue wait {timing.queue_wait_ns / 1e6:.3f} ms, compute {timing.compute_ns / 1e6:.3f} ms,"
         f" server {timing.server_ns / 1e6:.3f} ms, round trip {round_trip_s * 1e3:.3f} ms",
-        markup=False,
         soft_wrap=True,
     )
 
@@ -125,17 +124,25 @@ def model_json(model: ModelInfo) -> dict[str, Any]:
 
 
 def print_models(models: Sequence[ModelInfo]) -> None:
-    """A table, one row per model."""
-    table = Table("model", "versions", "inputs", "outputs", "rows at most")
+    """A table, one line per tensor; narrow enough for 80 columns."""
+    table = Table("model", "", "tensor", "dtype", "shape", show_lines=True)
     for model in models:
+        facts = [model.name, "(default)"] if model.is_default else [model.name]
+        facts += [f"version {version.version} {version.state}" for version in model.versions]
+        tensors = [("in", spec) for spec in model.inputs] + [("out", spec) for spec in model.outputs]
         table.add_row(
-            f"{model.name} (default)" if model.is_default else model.name,
-            "\n".join(f"{version.version} {version.state}" for version in model.versions),
-            "\n".join(_spec_text(spec) for spec in model.inputs),
-            "\n".join(_spec_text(spec) for spec in model.outputs),
-            str(model.max_rows),
+            "\n".join([*facts, f"up to {model.max_rows} rows"]),
+            "\n".join(way for way, _ in tensors),
+            "\n".join(spec.name for _, spec in tensors),
+            "\n".join(spec.dtype.name for _, spec in tensors),
+            "\n".join(_shape_text(("n", *spec.shape)) for _, spec in tensors),
         )
-    Console(highlight=False).print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    # Names and shapes are the server's text: brackets and colons in it are not rich's.
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def _plain(value: Any) -> Any:
@@ -150,13 +157,8 @@ def _spec_json(spec: TensorInfo) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype.name, "shape": list(spec.shape)}
 
 
-def _spec_text(spec: TensorInfo) -> str:
-    return f"{spec.name} {spec.dtype.name} {_shape_text(('n', *spec.shape))}"
-
-
 def _shape_text(shape: Sequence[int | str]) -> str:
-    # Parentheses: rich would take square brackets for markup.
-    return f"({', '.join(str(size) for size in shape)})"
+    return f"[{', '.join(str(size) for size in shape)}]"
 
 
 def _values_text(array: npt.NDArray[np.generic]) -> str:

@@ -22,7 +22,7 @@ from client.channel import (
     open_connection,
 )
 from client.codec import read_model, read_response, write_request
-from client.errors import Cancelled, DeadlineExceeded, Unavailable, from_rpc_error, invalid
+from client.errors import Cancelled, DeadlineExceeded, NotFound, Unavailable, from_rpc_error, invalid
 from client.model_info import ModelInfo
 from client.prediction import Prediction
 from client.retry import RetryPolicy
@@ -171,7 +171,11 @@ class Client:
         Empty asks for the server as a whole. Raises `NotFound` for a service the server does not know.
         """
         rpc = self._connected().check
-        answer = await self._call(rpc, health_pb2.HealthCheckRequest(service=service), timeout_s)
+        try:
+            answer = await self._call(rpc, health_pb2.HealthCheckRequest(service=service), timeout_s)
+        except NotFound as error:  # the standard servicer says nothing more
+            message = error.message or f"the server keeps no health of {service!r}"
+            raise NotFound(error.code, message) from error
         status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
         return status
 

@@ -55,7 +55,8 @@ class ClassLimits:
 
 
 _NS_PER_MS = 1_000_000
-_QUEUE_LIMIT = 4096
+# The slots of one front end, as many as it can have in flight.
+_QUEUE_LIMIT = 2048
 
 # By class index.
 DEFAULT_LIMITS = (

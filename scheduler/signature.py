@@ -51,9 +51,11 @@ class TensorSpec:
         return prod(self.shape) * self.data_type.itemsize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelSignature:
     """One version of a model as a caller sees it. The order of the tensors is the model's own.
+
+    Compared by identity, so that a table keyed by it costs a pointer's hash and not that of every name.
 
     Attributes:
         finite_inputs: NaN and Inf in an input are refused.

@@ -1,0 +1,1 @@
+"""The service: processes, RPCs, and everything that talks to the outside."""

@@ -3,12 +3,11 @@
 import asyncio
 import os
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 
 import grpc
 import structlog
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from scheduler.arena import Arena
@@ -19,7 +18,7 @@ from server.admission import Admission
 from server.boot import Boot
 from server.models import ModelTable, ServedModel
 from server.repository import Manifest
-from server.rpc import inference, models
+from server.rpc import health, inference, models
 from server.settings import Settings
 from server.sizing import frontends
 from server.telemetry import logs
@@ -48,14 +47,14 @@ class Frontend:
         self._settings = settings
         self._socket = sock
         self._finished = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._draining: asyncio.Task[None] | None = None
+        self._health = health.HealthService()
 
     async def serve(self) -> None:
         """Attaches when told to, serves, and returns once drained."""
         boot, settings = self._boot, self._settings
         self._models = ModelTable(_served(boot, settings), boot.default_model)
-        await self._set_health(serving=False)
+        self._set_health(serving=False)
         message = await asyncio.get_running_loop().run_in_executor(None, control.receive, self._socket)
         if message is None or message["type"] != "attach":
             os._exit(0)
@@ -71,15 +70,18 @@ class Frontend:
 
         self._server = _grpc_server(settings)
         self._server.add_generic_rpc_handlers(
-            (self._inference.handler(), models.ModelService(self._models).handler())
+            (
+                self._inference.handler(),
+                models.ModelService(self._models).handler(),
+                self._health.handler(),
+            )
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (inference.SERVICE, models.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (inference.SERVICE, models.SERVICE, health.SERVICE, reflection.SERVICE_NAME), self._server
         )
-        self._server.add_insecure_port(f"{settings.server.host}:{boot.grpc_port}")
+        self._server.add_insecure_port(settings.server.target(boot.grpc_port))
         if message["engine_ready"]:
-            await self._engine_ready()
+            self._engine_ready()
         await self._server.start()
         collector.settle()
         control.listen(self._socket, self._obey)
@@ -100,35 +102,32 @@ class Frontend:
             os._exit(1)  # the supervisor is gone; nobody would restart what fails from here on
         match message["type"]:
             case "engine_ready":
-                self._start(self._engine_ready())
+                self._engine_ready()
             case "engine_lost":
                 self._engine_lost()
                 control.send(self._socket, {"type": "engine_lost_ack", "generation": message["generation"]})
             case "drain":
-                self._start(self._drain(message["grace_s"]))
+                # Kept: the loop has only weak references to its tasks.
+                self._draining = asyncio.create_task(self._drain(message["grace_s"]))
             case other:
                 raise AssertionError(f"unknown control message {other}")
 
-    def _start(self, steps: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(steps)
-        self._tasks.add(task)  # the loop keeps only weak references
-        task.add_done_callback(self._tasks.discard)
-
-    async def _engine_ready(self) -> None:
+    def _engine_ready(self) -> None:
         self._models.ready = True
         self._admission.engine_lost = False
-        await self._set_health(serving=True)
+        self._set_health(serving=True)
 
     def _engine_lost(self) -> None:
         # First the flag, then the ends: a caller that retries at once must not push into these rings.
         self._admission.engine_lost = True
+        self._models.ready = False
         self._partition.lose_engine()
-        self._start(self._set_health(serving=False))
+        self._set_health(serving=False)
 
     async def _drain(self, grace_s: float) -> None:
         """Readiness off, GOAWAY, what is in flight ends, then this process does."""
         self._admission.draining = True
-        await self._health.enter_graceful_shutdown()
+        self._health.drain()
         self._inference.drain()
         await self._server.stop(grace_s)
         self._partition.drain()
@@ -136,13 +135,10 @@ class Frontend:
         control.send(self._socket, {"type": "drained"})
         self._finished.set()
 
-    async def _set_health(self, *, serving: bool) -> None:
-        status = (
-            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        for service in ("", inference.SERVICE, *(model.signature.name for model in self._models)):
-            await self._health.set(service, status)
-        await self._health.set(models.SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    def _set_health(self, *, serving: bool) -> None:
+        names = [model.signature.name for model in self._models]
+        self._health.set(("", inference.SERVICE, *names), serving=serving)
+        self._health.set((models.SERVICE,), serving=True)
 
 
 def _served(boot: Boot, settings: Settings) -> Sequence[ServedModel]:

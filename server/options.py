@@ -4,12 +4,11 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from server.settings import DEFAULT_PROFILE, PROFILES
 
 _EPILOG = """\
-Settings are layered; the later wins: defaults, profile, --config file, environment
+Settings come in layers, the later ones winning: defaults, profile, --config file, environment
 (TICKRING_SERVER__GRPC_PORT=9001), command line.
 
 Exit codes: 0 drained after SIGTERM or SIGINT, 1 failed, 2 a setting or the model repository is wrong.
@@ -20,9 +19,9 @@ Example: tickring-server --models ./models --grpc-port 9001 --profile off_hours
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for. `overrides` are nested settings tables, only those given."""
+    """What was asked for. `overrides` are nested settings tables of what was given, not yet validated."""
 
-    overrides: dict[str, dict[str, Any]]
+    overrides: dict[str, dict[str, str]]
     config: Path | None
     profile: str | None
     check_config: bool
@@ -32,20 +31,19 @@ class Options:
 def parse(arguments: Sequence[str]) -> Options:
     """Exits with 2 and a line on stderr when the arguments make no sense."""
     given = _parser().parse_args(arguments)
-    overrides: dict[str, dict[str, Any]] = {}
+    overrides: dict[str, dict[str, str]] = {}
     for table, name in (
         ("server", "host"),
         ("server", "grpc_port"),
         ("server", "http_port"),
         ("server", "admin_port"),
         ("server", "frontends"),
+        ("models", "repository"),
         ("executor", "device"),
     ):
         value = getattr(given, name)
         if value is not None:
             overrides.setdefault(table, {})[name] = value
-    if given.models is not None:
-        overrides["models"] = {"repository": given.models}
     return Options(overrides, given.config, given.profile, given.check_config, given.print_config)
 
 
@@ -61,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML")
     parser.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)}; default {DEFAULT_PROFILE}")
     parser.add_argument(
-        "--models", type=Path, metavar="DIR", help="model repository; default: the bundled one"
+        "--models", dest="repository", metavar="DIR", help="model repository; default: the bundled one"
     )
     parser.add_argument("--host", metavar="H", help="address to listen on; default 127.0.0.1")
     parser.add_argument("--grpc-port", metavar="N", help="default 8001; 0 picks a free one")

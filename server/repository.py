@@ -6,28 +6,45 @@ bytes whose sha256 it has just compared with the manifest's.
 
 import hashlib
 import json
+import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scheduler.priority import parse_priority
-from scheduler.signature import DataType, ModelSignature, TensorSpec
-from server.settings import powers_of_two
+from scheduler import _ring
+from scheduler.priority import ALLOWED, parse_priority
+from scheduler.signature import DataType, ModelSignature, TensorSpec, row_bytes
+from server.settings import MAX_BATCH_SIZE, MAX_LATENCY_BUDGET_MS, powers_of_two, shown
 
 MANIFEST = "model.toml"
 FILES = {"torchscript": "model.pt", "exported_program": "model.pt2"}
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+# The arena's bound of a row; kMaxRowBytes in scheduler/native/layout.hpp.
+MAX_ROW_BYTES = 1 << 30
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_TOP_KEYS = frozenset(
-    {"name", "description", "format", "precision", "finite_inputs", "finite_outputs"}
-    | {"inputs", "outputs", "versions", "scheduler"}
+_NAME_ALLOWED = "must be letters, digits, _ . or -, the first no . or -"
+_TOP_KEYS = (
+    "name",
+    "description",
+    "format",
+    "precision",
+    "finite_inputs",
+    "finite_outputs",
+    "inputs",
+    "outputs",
+    "versions",
+    "scheduler",
 )
-_TENSOR_KEYS = frozenset({"name", "data_type", "shape"})
-_SCHEDULER_KEYS = frozenset({"max_batch_size", "buckets", "latency_budget_ms", "default_priority"})
+_TENSOR_KEYS = ("name", "data_type", "shape")
+_VERSION_KEYS = ("sha256",)
+_SCHEDULER_KEYS = ("max_batch_size", "buckets", "latency_budget_ms", "default_priority")
+# How TOML calls the Python types.
+_KINDS = {str: "text", bool: "true or false", dict: "a table"}
 
 
 class RepositoryError(Exception):
@@ -36,6 +53,10 @@ class RepositoryError(Exception):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class ChecksumMismatch(RepositoryError):
+    """A model file is not the one that its manifest names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +166,14 @@ def load_repository(path: Path, *, default_model: str | None = None) -> Reposito
     Raises:
         RepositoryError: with every problem at once.
     """
-    if not path.is_dir():
-        raise RepositoryError([f"{path}: is no folder; needed is a model repository"])
+    try:
+        folders = [folder for folder in sorted(path.iterdir()) if _is_model(folder)]
+    except OSError as error:
+        raise RepositoryError([f"{path}: must be a readable folder: {error.strerror}"]) from error
     problems: list[str] = []
     manifests = []
-    root = path.resolve()
-    for folder in sorted(path.iterdir()):
-        if not folder.is_dir() or folder.name.startswith("."):
-            continue
+    root = _resolved(path)
+    for folder in folders:
         reader = _ManifestReader(folder, root)
         manifest = reader.read()
         problems += reader.problems
@@ -161,8 +182,10 @@ def load_repository(path: Path, *, default_model: str | None = None) -> Reposito
     names = [manifest.name for manifest in manifests]
     if not problems and not manifests:
         problems.append(f"{path}: holds no model; needed is <model name>/{MANIFEST}")
+    if len(names) > _ring.MAX_MODELS:
+        problems.append(f"{path}: holds {len(names)} models, allowed are {_ring.MAX_MODELS}")
     if not problems and default_model is not None and default_model not in names:
-        problems.append(f"models.default_model = {default_model!r}: must be one of {', '.join(names)}")
+        problems.append(f"models.default_model = {shown(default_model)}: must be one of {', '.join(names)}")
     if problems:
         raise RepositoryError(problems)
     if default_model is None and len(names) == 1:
@@ -174,7 +197,8 @@ def read_verified(version: ModelVersion) -> bytes:
     """The model file's bytes, read once and checked, so that what was checked is what is loaded.
 
     Raises:
-        RepositoryError: it cannot be read, or its sha256 is not the manifest's.
+        ChecksumMismatch: its sha256 is not the manifest's.
+        RepositoryError: it cannot be read.
     """
     try:
         content = version.path.read_bytes()
@@ -182,10 +206,18 @@ def read_verified(version: ModelVersion) -> bytes:
         raise RepositoryError([f"{version.path}: cannot be read: {error.strerror}"]) from error
     actual = hashlib.sha256(content).hexdigest()
     if actual != version.sha256:
-        raise RepositoryError(
-            [f"{version.path}: sha256 is {actual}, the manifest says {version.sha256}; not loaded"]
-        )
+        raise ChecksumMismatch([f"{version.path}: sha256 is {actual}, the manifest says {version.sha256}"])
     return content
+
+
+def _is_model(folder: Path) -> bool:
+    """Files beside the models and hidden folders such as .git are nobody's business."""
+    return folder.is_dir() and (not folder.name.startswith(".") or (folder / MANIFEST).exists())
+
+
+def _resolved(path: Path) -> Path:
+    # Not Path.resolve: that raises on a loop of links.
+    return Path(os.path.realpath(path))
 
 
 class _ManifestReader:
@@ -199,22 +231,27 @@ class _ManifestReader:
 
     def read(self) -> Manifest | None:
         """None when there were problems."""
-        if not _NAME.fullmatch(self._folder.name):
-            self._wrong("folder name", self._folder.name, "must be letters, digits, _ . or -")
-        try:
-            data = tomllib.loads(self._path.read_text())
-        except OSError as error:
-            self.problems.append(f"{self._path}: cannot be read: {error.strerror}")
+        name = self._folder.name
+        if not _is_name(name):
+            # Its path would be repeated in every other line.
+            self.problems.append(f"{self._root}: model folder {shown(name)}: {_NAME_ALLOWED}")
             return None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            self.problems.append(f"{self._path}: is no TOML: {error}")
+        if not self._is_inside(self._path):
+            return None
+        try:
+            data = tomllib.loads(self._path.read_text("utf-8"))
+        except OSError as error:
+            self.problems.append(f"{self._path}: must be a readable file: {error.strerror}")
+            return None
+        except ValueError as error:  # tomllib's own, or bytes that are no UTF-8
+            self.problems.append(f"{self._path}: must be TOML: {error}")
             return None
         self._check_keys("", data, _TOP_KEYS)
-        if data.get("name") != self._folder.name:
-            self._wrong("name", data.get("name"), f"must be the folder's, {self._folder.name}")
+        if data.get("name") != name:
+            self._wrong("name", data.get("name"), f"must be the folder's, {name}")
         manifest_format = self._one_of(data, "format", tuple(FILES))
         manifest = Manifest(
-            name=self._folder.name,
+            name=name,
             description=self._typed(data, "description", str, ""),
             format=manifest_format,
             precision=self._one_of(data, "precision", PRECISIONS),
@@ -228,19 +265,38 @@ class _ManifestReader:
         return None if self.problems else manifest
 
     def _wrong(self, key: str, value: object, allowed: str) -> None:
-        self.problems.append(f"{self._path}: {key} = {value!r}: {allowed}")
+        self.problems.append(f"{self._path}: {key} = {shown(value)}: {allowed}")
 
-    def _check_keys(self, prefix: str, table: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    def _is_inside(self, path: Path) -> bool:
+        """Links may point about in the repository, but not out of it."""
+        target = _resolved(path)
+        if target.is_relative_to(self._root):
+            return True
+        self.problems.append(f"{path}: leads out of the repository, to {target}")
+        return False
+
+    def _check_keys(self, prefix: str, table: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
         for key in table:
             if key not in allowed:
-                self._wrong(f"{prefix}{key}", table[key], f"is no key; keys are {', '.join(sorted(allowed))}")
+                name = key if _is_name(key) else shown(key)
+                self._wrong(f"{prefix}{name}", table[key], f"is no key, allowed are {', '.join(allowed)}")
 
     def _typed(self, table: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
         value = table.get(key, default)
         if not isinstance(value, kind):
-            self._wrong(key, value, f"must be a {kind.__name__}")
+            self._wrong(key, value, f"must be {_KINDS[kind]}")
             return default
         return value
+
+    def _checked(
+        self, table: Mapping[str, Any], where: str, is_good: Callable[[object], bool], allowed: str
+    ) -> Any:
+        """The value of the last part of `where`; None when it is bad, which is told."""
+        value = table.get(where.rpartition(".")[2])
+        if is_good(value):
+            return value
+        self._wrong(where, value, allowed)
+        return None
 
     def _one_of(self, table: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
         value = table.get(key)
@@ -256,25 +312,34 @@ class _ManifestReader:
             return ()
         specs: list[TensorSpec] = []
         for index, entry in enumerate(entries):
-            where = f"{key}[{index}]"
-            if not isinstance(entry, dict):
-                self._wrong(where, entry, "must be a table")
+            spec = self._tensor(f"{key}[{index}]", entry)
+            if spec is None:
                 continue
-            self._check_keys(f"{where}.", entry, _TENSOR_KEYS)
-            name, data_type, shape = entry.get("name"), entry.get("data_type"), entry.get("shape")
-            if not isinstance(name, str) or not _NAME.fullmatch(name):
-                self._wrong(f"{where}.name", name, "must be letters, digits, _ . or -")
-            elif any(spec.name == name for spec in specs):
-                self._wrong(f"{where}.name", name, "must differ from the others")
-            elif not isinstance(data_type, str) or data_type not in DataType.__members__:
-                self._wrong(
-                    f"{where}.data_type", data_type, f"must be one of {', '.join(DataType.__members__)}"
-                )
-            elif not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
-                self._wrong(f"{where}.shape", shape, "must be a list of positive sizes, without the batch")
-            else:
-                specs.append(TensorSpec(name, DataType[data_type], tuple(shape)))
+            if spec.name in {other.name for other in specs}:
+                self._wrong(f"{key}[{index}].name", spec.name, "must differ from the others")
+            specs.append(spec)
+        size = row_bytes(specs)
+        if size > MAX_ROW_BYTES:
+            self.problems.append(
+                f"{self._path}: {key} take {size} bytes per item: must be at most {MAX_ROW_BYTES}"
+            )
         return tuple(specs)
+
+    def _tensor(self, where: str, entry: object) -> TensorSpec | None:
+        if not isinstance(entry, dict):
+            self._wrong(where, entry, "must be a table")
+            return None
+        self._check_keys(f"{where}.", entry, _TENSOR_KEYS)
+        name = self._checked(entry, f"{where}.name", _is_name, _NAME_ALLOWED)
+        data_type = self._checked(
+            entry, f"{where}.data_type", _is_data_type, f"must be one of {', '.join(DataType.__members__)}"
+        )
+        shape = self._checked(
+            entry, f"{where}.shape", _is_shape, "must be a list of positive sizes, without the batch"
+        )
+        if name is None or data_type is None or shape is None:
+            return None
+        return TensorSpec(name, DataType[data_type], tuple(shape))
 
     def _versions(self, data: Mapping[str, Any], model_format: str) -> tuple[ModelVersion, ...]:
         listed = data.get("versions")
@@ -283,49 +348,84 @@ class _ManifestReader:
             return ()
         found = []
         for number, entry in listed.items():
-            where = f"versions.{number}"
-            if not re.fullmatch(r"[1-9]\d{0,8}", number):
-                self._wrong(where, number, "must be a positive integer")
-                continue
-            digest = entry.get("sha256") if isinstance(entry, dict) else None
-            if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-                self._wrong(f"{where}.sha256", digest, "must be 64 lower-case hexadecimal digits")
-                continue
-            self._check_keys(f"{where}.", entry, frozenset({"sha256"}))
-            file = self._folder / number / FILES[model_format]
-            if not file.is_file():
-                self.problems.append(f"{file}: is missing; {MANIFEST} lists version {number}")
-            elif not file.resolve().is_relative_to(self._root):
-                self.problems.append(f"{file}: leads out of the repository, to {file.resolve()}")
-            else:
-                found.append(ModelVersion(int(number), file.resolve(), digest))
-        for folder in self._folder.iterdir():
+            version = self._version(number, entry, FILES[model_format])
+            if version is not None:
+                found.append(version)
+        for folder in sorted(self._folder.iterdir()):
             if folder.is_dir() and folder.name.isdecimal() and folder.name not in listed:
                 self.problems.append(f"{folder}: has no sha256 under [versions.{folder.name}] in {MANIFEST}")
         return tuple(sorted(found, key=lambda version: version.version))
+
+    def _version(self, number: str, entry: object, file_name: str) -> ModelVersion | None:
+        if not _VERSION.fullmatch(number):
+            self._wrong("versions", number, "must be 1, 2, 3, ...")
+            return None
+        where = f"versions.{number}"
+        if not isinstance(entry, dict):
+            self._wrong(where, entry, "must be a table")
+            return None
+        self._check_keys(f"{where}.", entry, _VERSION_KEYS)
+        digest = self._checked(
+            entry, f"{where}.sha256", _is_sha256, "must be 64 lower-case hexadecimal digits"
+        )
+        file = self._folder / number / file_name
+        if not self._is_inside(file):
+            return None
+        if not file.is_file():
+            self.problems.append(f"{file}: is missing, {MANIFEST} lists version {number}")
+            return None
+        return None if digest is None else ModelVersion(int(number), _resolved(file), digest)
 
     def _overrides(self, data: Mapping[str, Any]) -> SchedulerOverrides:
         table = self._typed(data, "scheduler", dict, {})
         self._check_keys("scheduler.", table, _SCHEDULER_KEYS)
         size, buckets = table.get("max_batch_size"), table.get("buckets")
         budget, priority = table.get("latency_budget_ms"), table.get("default_priority")
-        if size is not None and not (type(size) is int and 1 <= size <= 4096):
-            self._wrong("scheduler.max_batch_size", size, "must be 1 to 4096")
-            size = None
+        if size is not None and not _is_size(size):
+            self._wrong("scheduler.max_batch_size", size, f"must be 1 to {MAX_BATCH_SIZE}")
         if buckets is not None:
-            ascending = isinstance(buckets, list) and all(type(b) is int and b > 0 for b in buckets)
-            if not ascending or not buckets or buckets != sorted(set(buckets)):
-                self._wrong("scheduler.buckets", buckets, "must be ascending positive integers")
-                buckets = None
-        if budget is not None and not (isinstance(budget, int | float) and budget > 0):
-            self._wrong("scheduler.latency_budget_ms", budget, "must be more than 0")
-            budget = None
+            self._check_buckets(buckets, size)
+        if budget is not None and not (type(budget) in (int, float) and 0 < budget <= MAX_LATENCY_BUDGET_MS):
+            self._wrong(
+                "scheduler.latency_budget_ms", budget, f"must be more than 0, at most {MAX_LATENCY_BUDGET_MS}"
+            )
         if priority is not None:
             try:
-                parse_priority(str(priority))
-            except ValueError as error:
-                self._wrong("scheduler.default_priority", priority, str(error))
-        return SchedulerOverrides(size, None if buckets is None else tuple(buckets), budget, priority)
+                priority = parse_priority(str(priority)).label
+            except ValueError:
+                self._wrong("scheduler.default_priority", priority, f"must be {ALLOWED}")
+        # Whatever was wrong here never leaves `read`.
+        return SchedulerOverrides(
+            size, tuple(buckets) if isinstance(buckets, list) else None, budget, priority
+        )
+
+    def _check_buckets(self, buckets: object, largest: object) -> None:
+        if not isinstance(buckets, list) or not buckets or not all(map(_is_size, buckets)):
+            self._wrong("scheduler.buckets", buckets, f"must be a list of sizes from 1 to {MAX_BATCH_SIZE}")
+        elif buckets != sorted(set(buckets)):
+            self._wrong("scheduler.buckets", buckets, "must strictly ascend")
+        elif largest is not None and buckets[-1] != largest:
+            self._wrong("scheduler.buckets", buckets, f"must end with max_batch_size, {shown(largest)}")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def _is_data_type(value: object) -> bool:
+    return isinstance(value, str) and value in DataType.__members__
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MAX_BATCH_SIZE
 
 
 def _spec_to_json(spec: TensorSpec) -> list[Any]:

@@ -1,41 +1,70 @@
 """Every setting: its type, its default and its bounds.
 
-Settings come in layers, the later ones winning: defaults, profile, file, environment, command line. They
-are validated once, as a whole, and never change afterwards.
+Settings come in layers, the later ones winning: defaults, profile, file, environment, command line. They are
+validated once, as a whole, and never change afterwards. Relative paths start from the working directory.
 """
 
+import difflib
+import json
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo
 
 from scheduler import _ring
-from scheduler.priority import ClassLimits, PriorityClass, parse_priority
+from scheduler.priority import ALLOWED, DEFAULT_LIMITS, ClassLimits, PriorityClass, parse_priority
 
 ENV_PREFIX = "TICKRING_"
-ENV_DELIMITER = "__"
-# Of the client, in the same namespace.
-FOREIGN_ENVIRONMENT = frozenset({"TICKRING_TARGET", "TICKRING_TOKEN"})
 DEFAULT_PROFILE = "market_hours"
+MAX_BATCH_SIZE = 4096
+MAX_LATENCY_BUDGET_MS = 60_000
 PROFILES = ("market_hours", "off_hours", "stress_test")
+
+_NS_PER_MS = 1_000_000
+_MAX_SHOWN = 80
+_PLAIN = re.compile(r"[\w.:/+-]+", re.ASCII)
+# Variables of our prefix that are no settings: the client's, and what Kubernetes puts into every pod beside
+# a Service named tickring or tickring-<something>.
+_FOREIGN = re.compile(
+    r"TICKRING_(TARGET|TOKEN)=.*"
+    r"|TICKRING_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*"
+    r"|TICKRING_(\w+_)?PORT=(tcp|udp|sctp)://.*",
+    re.ASCII | re.DOTALL,
+)
+# pydantic's kinds of error in our words; a key is the whole name of a kind, or all that is before its "_".
+_MESSAGES = {
+    "bool": "must be true or false",
+    "finite": "must be finite",
+    "float": "must be a number",
+    "greater_than": "must be more than {gt:g}",
+    "greater_than_equal": "must be at least {ge}",
+    "int": "must be a whole number",
+    "less_than_equal": "must be at most {le}",
+    "literal": "must be {expected}",
+    "string": "must be text",
+    "string_too_short": "must not be empty",
+    "tuple": "must be a list, such as [1, 2]",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One bad setting: where, what, and what is allowed."""
+    """One bad setting: where, what, and what is allowed. Its text is one line, whatever the value."""
 
     path: str
     value: object
     allowed: str
 
     def __str__(self) -> str:
-        return f"{self.path} = {self.value!r}: {self.allowed}"
+        return f"{self.path} = {shown(self.value)}: {self.allowed}"
 
 
 class SettingsError(Exception):
@@ -46,126 +75,196 @@ class SettingsError(Exception):
         self.problems = problems
 
 
-def _priority_name(text: str) -> str:
-    return parse_priority(text).name.lower()
+def shown(value: object) -> str:
+    """A value as a problem repeats it: printable ASCII on one line, shortened."""
+    if value is None:
+        return "unset"
+    text = value if isinstance(value, str) and _PLAIN.fullmatch(value) else json.dumps(value, default=str)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=1)]
-Milliseconds = Annotated[float, Field(ge=0, le=3_600_000)]
-Ratio = Annotated[float, Field(gt=0, le=1)]
-PriorityName = Annotated[str, AfterValidator(_priority_name)]
+def _no_bool(value: object) -> object:
+    # To Python, and so to pydantic, true is 1.
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _not_empty(value: object) -> object:
+    # An empty path would be the working directory.
+    if value in ("", Path()):
+        raise ValueError("must not be empty")
+    return value
+
+
+def _auto_or(low: int, high: int) -> BeforeValidator:
+    """Checked before the union is: pydantic has an error for each of its branches."""
+
+    def check(value: object) -> object:
+        readable = isinstance(value, int | str) and re.fullmatch("auto|[0-9]{1,9}", str(value))
+        if readable and (value == "auto" or low <= int(str(value)) <= high):
+            return value
+        raise ValueError(f"must be auto or {low} to {high}")
+
+    return BeforeValidator(check)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch("auto|cpu|cuda|cuda:[0-9]{1,3}", text):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return text
+
+
+def _priority_label(text: str) -> str:
+    try:
+        return parse_priority(text).label
+    except ValueError:
+        raise ValueError(f"must be {ALLOWED}") from None
+
+
+def _own_port(port: int, info: ValidationInfo) -> int:
+    # `info.data` has the settings above this one in its table, those that are good.
+    for other in ("grpc_port", "http_port"):
+        if port != 0 and other != info.field_name and port == info.data.get(other):
+            raise ValueError(f"must differ from {other}")
+    return port
+
+
+def _with_cert(file: Path | None, info: ValidationInfo) -> Path | None:
+    """The key needs a certificate and the certificate a key; a client's authority needs both."""
+    cert = info.data.get("cert")
+    misfit = file is not None if cert is None else file is None and info.field_name == "key"
+    if "cert" in info.data and misfit:
+        raise ValueError("must be set together with tls.cert")
+    return file
+
+
+def _up_to_max_batch_size(buckets: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+    if list(buckets) != sorted(set(buckets)):
+        raise ValueError("must strictly ascend")
+    largest = info.data.get("max_batch_size")
+    if buckets and largest is not None and buckets[-1] != largest:
+        raise ValueError(f"must end with max_batch_size, {largest}")
+    return buckets
+
+
+def _holds_a_batch(slots: int, info: ValidationInfo) -> int:
+    batch = info.data.get("max_batch_size")
+    if batch is not None and slots < batch:
+        raise ValueError(f"must be at least max_batch_size, {batch}")
+    return slots
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool)]
+Port = Annotated[Whole, Field(ge=0, le=65535)]
+Count = Annotated[Whole, Field(ge=1, le=1 << 30)]
+Milliseconds = Annotated[Number, Field(ge=0, le=3_600_000)]
+Budget = Annotated[Number, Field(gt=0, le=MAX_LATENCY_BUDGET_MS)]
+Ratio = Annotated[Number, Field(gt=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+File = Annotated[Path, BeforeValidator(_not_empty)]
+Auto = Literal["auto"]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Inf and NaN are no settings, and JSON could not carry them to a child. Defaults are validated
+    # because the bound of one may be the value of another.
+    model_config = {"frozen": True, "extra": "forbid", "validate_default": True, "allow_inf_nan": False}
 
 
 class ServerTable(_Table):
     """Where it listens and how much it takes from one peer. Port 0 picks a free one."""
 
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     grpc_port: Port = 8001
-    http_port: Port = 8002
-    admin_port: Port = 8003
-    frontends: Literal["auto"] | Annotated[int, Field(ge=1, le=_ring.MAX_FRONTENDS)] = "auto"
-    max_message_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 16 << 20
+    http_port: Annotated[Port, AfterValidator(_own_port)] = 8002
+    admin_port: Annotated[Port, AfterValidator(_own_port)] = 8003
+    frontends: Annotated[int | Auto, _auto_or(1, _ring.MAX_FRONTENDS)] = "auto"
+    max_message_bytes: Annotated[Whole, Field(ge=1024, le=1 << 30)] = 16 << 20
     max_in_flight_per_stream: Count = 256
     max_concurrent_rpcs: Count = 4096
-    drain_grace_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    drain_grace_s: Annotated[Number, Field(ge=0, le=3600)] = 30.0
+
+    def target(self, port: int) -> str:
+        """The host with this port, as gRPC takes it."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
 
 class TlsTable(_Table):
     """Files of the server's certificate, and of the authority that clients must come from."""
 
-    cert: Path | None = None
-    key: Path | None = None
-    client_ca: Path | None = None
-
-    @model_validator(mode="after")
-    def _together(self) -> Self:
-        if (self.cert is None) != (self.key is None):
-            raise ValueError("cert and key must be given together")
-        return self
+    cert: File | None = None
+    key: Annotated[File | None, AfterValidator(_with_cert)] = None
+    client_ca: Annotated[File | None, AfterValidator(_with_cert)] = None
 
 
 class AuthTable(_Table):
     """Who may call."""
 
-    tokens_file: Path | None = None
+    tokens_file: File | None = None
 
 
 class ModelsTable(_Table):
     """Which repository is served. No repository: the bundled one."""
 
-    repository: Path | None = None
-    default_model: str | None = None
+    repository: File | None = None
+    default_model: Text | None = None
 
 
 class ClassTable(_Table):
-    """One priority class; what is not set keeps the class's default."""
+    """One priority class; `queue_limit` counts items over all front ends."""
 
     slack_ms: Milliseconds
     max_wait_ms: Milliseconds
-    queue_limit: Count = 2048
-    default_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)]
+    queue_limit: Count
+    default_timeout_ms: Annotated[Number, Field(gt=0, le=3_600_000)]
+
+    @classmethod
+    def of(cls, limits: ClassLimits) -> Self:
+        """From the scheduler's nanoseconds."""
+        return cls(
+            slack_ms=limits.slack_ns / _NS_PER_MS,
+            max_wait_ms=limits.max_wait_ns / _NS_PER_MS,
+            queue_limit=limits.queue_limit,
+            default_timeout_ms=limits.default_timeout_ns / _NS_PER_MS,
+        )
 
     def limits(self) -> ClassLimits:
         """The same in nanoseconds, as the scheduler takes it."""
         return ClassLimits(
-            slack_ns=int(self.slack_ms * 1e6),
-            max_wait_ns=int(self.max_wait_ms * 1e6),
+            slack_ns=round(self.slack_ms * _NS_PER_MS),
+            max_wait_ns=round(self.max_wait_ms * _NS_PER_MS),
             queue_limit=self.queue_limit,
-            default_timeout_ns=int(self.default_timeout_ms * 1e6),
+            default_timeout_ns=round(self.default_timeout_ms * _NS_PER_MS),
         )
-
-
-_CLASS_DEFAULTS: dict[str, dict[str, float]] = {
-    "real_time_trading": {"slack_ms": 0, "max_wait_ms": 0, "default_timeout_ms": 100},
-    "market_data_update": {"slack_ms": 5, "max_wait_ms": 1, "default_timeout_ms": 200},
-    "batch_processing": {"slack_ms": 50, "max_wait_ms": 5, "default_timeout_ms": 1000},
-    "historical_analysis": {"slack_ms": 500, "max_wait_ms": 10, "default_timeout_ms": 10000},
-    "background_tasks": {"slack_ms": 2000, "max_wait_ms": 20, "default_timeout_ms": 60000},
-}
 
 
 class ClassesTable(_Table):
     """The five classes, most urgent first."""
 
-    real_time_trading: ClassTable
-    market_data_update: ClassTable
-    batch_processing: ClassTable
-    historical_analysis: ClassTable
-    background_tasks: ClassTable
+    real_time_trading: ClassTable = ClassTable.of(DEFAULT_LIMITS[PriorityClass.REAL_TIME_TRADING.index])
+    market_data_update: ClassTable = ClassTable.of(DEFAULT_LIMITS[PriorityClass.MARKET_DATA_UPDATE.index])
+    batch_processing: ClassTable = ClassTable.of(DEFAULT_LIMITS[PriorityClass.BATCH_PROCESSING.index])
+    historical_analysis: ClassTable = ClassTable.of(DEFAULT_LIMITS[PriorityClass.HISTORICAL_ANALYSIS.index])
+    background_tasks: ClassTable = ClassTable.of(DEFAULT_LIMITS[PriorityClass.BACKGROUND_TASKS.index])
 
 
 class SchedulerTable(_Table):
     """How batches are formed. `buckets` empty: the powers of two up to `max_batch_size`."""
 
-    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
-    buckets: tuple[Count, ...] = ()
+    max_batch_size: Annotated[Whole, Field(ge=1, le=MAX_BATCH_SIZE)] = 64
+    buckets: Annotated[tuple[Count, ...], AfterValidator(_up_to_max_batch_size)] = ()
     adaptive: bool = True
-    latency_budget_ms: Annotated[float, Field(gt=0, le=60_000)] = 5.0
-    bulk_quantum_ms: Annotated[float, Field(gt=0, le=60_000)] = 10.0
-    reserved_instances: Annotated[int, Field(ge=0, le=16)] = 0
-    spin_us: Literal["auto"] | Annotated[int, Field(ge=0, le=100_000)] = "auto"
-    slots_per_frontend: Annotated[int, Field(ge=1, le=_ring.MAX_SLOTS_PER_FRONTEND)] = 2048
-    default_class: PriorityName = "batch_processing"
-    classes: ClassesTable
-
-    @model_validator(mode="after")
-    def _buckets_fit(self) -> Self:
-        if self.buckets:
-            if list(self.buckets) != sorted(set(self.buckets)):
-                raise ValueError("buckets must ascend")
-            if self.buckets[-1] != self.max_batch_size:
-                raise ValueError(f"the last of buckets must be max_batch_size, {self.max_batch_size}")
-        if self.max_batch_size > self.slots_per_frontend:
-            raise ValueError(
-                f"max_batch_size {self.max_batch_size} must be at most "
-                f"slots_per_frontend, {self.slots_per_frontend}"
-            )
-        return self
+    latency_budget_ms: Budget = 5.0
+    bulk_quantum_ms: Budget = 10.0
+    reserved_instances: Annotated[Whole, Field(ge=0, le=16)] = 0
+    spin_us: Annotated[int | Auto, _auto_or(0, 100_000)] = "auto"
+    slots_per_frontend: Annotated[
+        Whole, Field(ge=1, le=_ring.MAX_SLOTS_PER_FRONTEND), AfterValidator(_holds_a_batch)
+    ] = 2048
+    default_class: Annotated[str, AfterValidator(_priority_label)] = "batch_processing"
+    classes: ClassesTable = ClassesTable()
 
     @cached_property
     def resolved_buckets(self) -> tuple[int, ...]:
@@ -176,13 +275,13 @@ class SchedulerTable(_Table):
 class ExecutorTable(_Table):
     """What models run on."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+)$")] = "auto"
-    instances: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    instances: Annotated[int | Auto, _auto_or(1, 64)] = "auto"
     precision: Literal["model", "fp32", "tf32", "fp16", "bf16"] = "model"
     cuda_graphs: bool = True
     memory_fraction: Ratio = 0.9
-    cpu_threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
-    cpu_affinity: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    cpu_threads: Annotated[int | Auto, _auto_or(1, 1024)] = "auto"
+    cpu_affinity: tuple[Annotated[Whole, Field(ge=0, le=65535)], ...] = ()
     gpu_utilization_high: Ratio = 0.9
     gpu_utilization_low: Ratio = 0.7
     memory_utilization_high: Ratio = 0.9
@@ -193,15 +292,15 @@ class CacheTable(_Table):
 
     enabled: bool = False
     entries: Count = 10_000
-    ttl_s: Annotated[float, Field(gt=0)] = 60.0
-    redis_url: str | None = None
+    ttl_s: Annotated[Number, Field(gt=0)] = 60.0
+    redis_url: Text | None = None
 
 
 class TelemetryTable(_Table):
     """Logs and traces."""
 
-    otlp_endpoint: str | None = None
-    trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
+    otlp_endpoint: Text | None = None
+    trace_sample_ratio: Annotated[Number, Field(ge=0, le=1)] = 0.01
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -213,9 +312,9 @@ class SloTable(_Table):
     p95_ms: Milliseconds = 80.0
     p99_ms: Milliseconds = 100.0
     max_ms: Milliseconds = 200.0
-    min_rps: Annotated[float, Field(ge=0)] = 50.0
-    target_rps: Annotated[float, Field(ge=0)] = 200.0
-    max_error_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
+    min_rps: Annotated[Number, Field(ge=0)] = 50.0
+    target_rps: Annotated[Number, Field(ge=0)] = 200.0
+    max_error_ratio: Annotated[Number, Field(ge=0, le=1)] = 0.01
 
 
 class Settings(_Table):
@@ -225,29 +324,21 @@ class Settings(_Table):
     tls: TlsTable = TlsTable()
     auth: AuthTable = AuthTable()
     models: ModelsTable = ModelsTable()
-    scheduler: SchedulerTable
+    scheduler: SchedulerTable = SchedulerTable()
     executor: ExecutorTable = ExecutorTable()
     cache: CacheTable = CacheTable()
     telemetry: TelemetryTable = TelemetryTable()
     slo: SloTable = SloTable()
 
-    @model_validator(mode="after")
-    def _ports_differ(self) -> Self:
-        ports = [self.server.grpc_port, self.server.http_port, self.server.admin_port]
-        fixed = [port for port in ports if port]
-        if len(set(fixed)) != len(fixed):
-            raise ValueError(f"grpc_port, http_port and admin_port must differ, they are {ports}")
-        return self
-
     @cached_property
     def class_limits(self) -> tuple[ClassLimits, ...]:
         """By class index."""
         classes = self.scheduler.classes
-        return tuple(getattr(classes, member.name.lower()).limits() for member in PriorityClass)
+        return tuple(getattr(classes, member.label).limits() for member in PriorityClass)
 
     def to_toml(self) -> str:
         """A file that loads back to these settings; what is not set is left out."""
-        return _toml(self.model_dump(mode="json", exclude_none=True))
+        return _toml(self.model_dump(mode="json", exclude_none=True)).lstrip() + "\n"
 
 
 def load_settings(
@@ -257,143 +348,144 @@ def load_settings(
     profile: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Merges the layers and validates the result.
-
-    Args:
-        overrides: nested tables from the command line.
-        profile: one of `PROFILES`; None is the default one.
+    """Merges the layers, those nested `overrides` on top, and validates the result as a whole.
 
     Raises:
-        SettingsError: with every problem at once.
+        SettingsError: with every problem at once; only an unreadable file stands alone.
     """
-    layers: list[Mapping[str, Any]] = [{"scheduler": {"classes": _CLASS_DEFAULTS}}]
-    layers.append(_read_profile(profile or DEFAULT_PROFILE))
-    if config is not None:
-        layers.append(_read_file(config))
-    layers.append(_read_environment(os.environ if environ is None else environ))
-    layers.append(overrides)
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        _merge(merged, layer)
+    presets = _read_profile(profile or DEFAULT_PROFILE)
+    file = {} if config is None else _read_file(config)
+    environment, problems = _read_environment(os.environ if environ is None else environ)
+    merged = Settings().model_dump()
+    for layer in (presets, file, environment, overrides):
+        problems += _merge(merged, layer)
     try:
-        return Settings.model_validate(merged)
+        settings = Settings.model_validate(merged)
     except ValidationError as error:
-        raise SettingsError(_problems(error)) from error
+        raise SettingsError(problems + [_problem(entry) for entry in error.errors()]) from error
+    if problems:
+        raise SettingsError(problems)
+    return settings
 
 
 def bundled_repository() -> Path:
-    """The model repository that ships with the package, in a checkout or in an installed wheel."""
+    """The model repository that ships with the package.
+
+    Raises:
+        SettingsError: this installation has none.
+    """
     package = Path(str(resources.files("server")))
     installed = package / "bundled_models"
-    return installed if installed.is_dir() else package.parent / "models"
+    if installed.is_dir():
+        return installed
+    checkout = package.parent
+    # Beside an installed package, a folder of that name would be somebody else's.
+    if (checkout / "pyproject.toml").is_file() and (checkout / "models").is_dir():
+        return checkout / "models"
+    raise SettingsError([Problem("models.repository", None, "must be set, no models are bundled here")])
 
 
 def powers_of_two(largest: int) -> tuple[int, ...]:
     """1, 2, 4, … and `largest` itself."""
-    sizes = []
-    size = 1
-    while size < largest:
-        sizes.append(size)
-        size *= 2
-    return (*sizes, largest)
+    return (*(1 << power for power in range((largest - 1).bit_length())), largest)
 
 
 def _read_profile(name: str) -> Mapping[str, Any]:
     if name not in PROFILES:
         raise SettingsError([Problem("profile", name, f"must be one of {', '.join(PROFILES)}")])
-    text = (resources.files("server") / "profiles" / f"{name}.toml").read_text()
-    return tomllib.loads(text)
+    return tomllib.loads((resources.files("server") / "profiles" / f"{name}.toml").read_text("utf-8"))
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise SettingsError(
-            [Problem("config", str(path), f"must be a readable file: {error.strerror}")]
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError([Problem("config", str(path), f"must be TOML: {error}")]) from error
+        allowed = f"must be a readable file: {error.strerror}"
+    except ValueError as error:  # tomllib's own, bytes that are no UTF-8, a number of thousands of digits
+        allowed = f"must be TOML: {error}"
+    raise SettingsError([Problem("config", str(path), allowed)])
 
 
-def _read_environment(environ: Mapping[str, str]) -> Mapping[str, Any]:
+def _read_environment(environ: Mapping[str, str]) -> tuple[Mapping[str, Any], list[Problem]]:
+    """The settings among the variables, and the variables that look like settings but are none."""
+    known = {ENV_PREFIX + "__".join(path).upper(): path for path in _paths(Settings().model_dump())}
     tables: dict[str, Any] = {}
-    for name, text in environ.items():
-        if not name.startswith(ENV_PREFIX) or name in FOREIGN_ENVIRONMENT:
-            continue
-        path = name.removeprefix(ENV_PREFIX).lower().split(ENV_DELIMITER)
-        table = tables
-        for part in path[:-1]:
-            table = table.setdefault(part, {})
-            if not isinstance(table, dict):
-                raise SettingsError([Problem(name, text, "must not be both a table and a value")])
-        table[path[-1]] = _environment_value(text)
-    return tables
+    problems = []
+    for name, text in sorted(environ.items()):
+        if name in known:
+            layer: Any = _environment_value(text)
+            for part in reversed(known[name]):
+                layer = {part: layer}
+            _merge(tables, layer)
+        elif name.startswith(ENV_PREFIX) and not _FOREIGN.fullmatch(f"{name}={text}"):
+            problems.append(Problem(name, text, f"is no setting, {_nearest(name, known)}"))
+    return tables, problems
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    # Without the prefix: shared by all, it would make everything look alike.
+    tails = [other.removeprefix(ENV_PREFIX) for other in known]
+    near = difflib.get_close_matches(name.removeprefix(ENV_PREFIX).upper(), tails, n=1, cutoff=0.75)
+    return f"did you mean {ENV_PREFIX}{near[0]}?" if near else f"allowed is {ENV_PREFIX}<TABLE>__<SETTING>"
+
+
+def _paths(tables: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, (*above, name))
+        else:
+            yield (*above, name)
 
 
 def _environment_value(text: str) -> Any:
     """Lists are written as in TOML; everything else is text that the setting's type reads."""
     if text.startswith("["):
-        try:
+        with suppress(ValueError):
             return tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            return text
     return text
 
 
-def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+def _merge(into: dict[str, Any], layer: Mapping[str, Any], above: str = "") -> list[Problem]:
+    """Lays `layer` over `into`, table by table."""
+    problems = []
     for name, value in layer.items():
-        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
+        if not isinstance(into.get(name), dict):
+            into[name] = value
+        elif isinstance(value, Mapping):
+            problems += _merge(into[name], value, f"{above}{name}.")
         else:
-            into[name] = _copy(value)
+            # Told here: a table of a later layer would hide it from validation.
+            problems.append(Problem(f"{above}{name}", value, "must be a table"))
+    return problems
 
 
-def _copy(value: Any) -> Any:
-    return {name: _copy(part) for name, part in value.items()} if isinstance(value, Mapping) else value
-
-
-def _problems(error: ValidationError) -> list[Problem]:
-    """One per setting: pydantic has one per branch of a union such as `"auto"` or a number."""
-    found: dict[str, Problem] = {}
-    for entry in error.errors():
-        problem = _problem(entry)
-        earlier = found.get(problem.path)
-        if earlier is not None:
-            problem = Problem(problem.path, problem.value, f"{earlier.allowed}; or {problem.allowed}")
-        found[problem.path] = problem
-    return list(found.values())
-
-
-def _problem(entry: Any) -> Problem:
-    # The last part may be pydantic's name of a union's branch, which is nobody's setting.
-    parts = [str(part) for part in entry["loc"] if not str(part).startswith(("literal[", "constrained-"))]
-    path = ".".join(parts)
-    kind = entry["type"]
+def _problem(entry: Mapping[str, Any]) -> Problem:
+    """From an entry of pydantic's `ValidationError.errors`."""
+    location, context = entry["loc"], entry.get("ctx", {})
+    parts = (f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in location)
+    path = "".join(parts).removeprefix(".")
+    kind: str = entry["type"]
+    message = _MESSAGES.get(kind) or _MESSAGES.get(kind.partition("_")[0])
     if kind == "extra_forbidden":
-        return Problem(path, _shown(entry["input"]), "is no setting")
-    if kind == "value_error":
-        return Problem(path or "settings", _shown(entry["input"]), str(entry["ctx"]["error"]))
-    message = str(entry["msg"]).removeprefix("Input ")
-    return Problem(path, _shown(entry["input"]), message[0].lower() + message[1:])
-
-
-def _shown(value: Any) -> Any:
-    """A whole table would drown the message."""
-    return "…" if isinstance(value, Mapping | BaseModel) else value
+        table: Any = Settings
+        for name in location[:-1]:
+            table = table.model_fields[name].annotation
+        allowed = f"is no setting, allowed are {', '.join(table.model_fields)}"
+    elif kind == "value_error":
+        allowed = str(context["error"])
+    else:
+        allowed = message.format_map(context) if message else entry["msg"]
+    return Problem(path, entry["input"], allowed)
 
 
 def _toml(tables: Mapping[str, Any], prefix: str = "") -> str:
-    lines = []
-    values = {name: value for name, value in tables.items() if not isinstance(value, Mapping)}
-    if values:
-        if prefix:
-            lines.append(f"[{prefix}]")
-        lines += [f"{name} = {_toml_value(value)}" for name, value in values.items()]
-        lines.append("")
+    # In our tables the values come before the tables, as they must in the text.
+    lines = [f"[{prefix}]"] if prefix else []
     for name, value in tables.items():
         if isinstance(value, Mapping):
-            lines.append(_toml(value, f"{prefix}.{name}" if prefix else name))
+            lines += ["", _toml(value, f"{prefix}.{name}".removeprefix("."))]
+        else:
+            lines.append(f"{name} = {_toml_value(value)}")
     return "\n".join(lines)
 
 
@@ -401,8 +493,8 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    if isinstance(value, list | tuple):
+        # JSON escapes all that TOML wants escaped, but for one control character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     return str(value)

@@ -18,6 +18,9 @@ from scheduler import errors
 DOMAIN = "tickring"
 # Where gRPC carries a serialised google.rpc.Status beside the plain code and message.
 DETAILS_TRAILER = "grpc-status-details-bin"
+# The text travels three times, and a client that gets more than 8 kB of trailers may drop them all and
+# say RESOURCE_EXHAUSTED instead. Only what lists many names comes near.
+MAX_TEXT = 1024
 
 
 def _info(reason: str) -> details.ErrorInfo:
@@ -31,12 +34,12 @@ def _retry(after_s: float) -> details.RetryInfo:
 
 
 def _invalid(error: errors.InvalidRequest) -> Sequence[Message]:
-    violation = details.BadRequest.FieldViolation(field=error.field, description=error.description)
+    violation = details.BadRequest.FieldViolation(field=error.field, description=_cut(error.description))
     return [details.BadRequest(field_violations=[violation]), _info("INVALID_REQUEST")]
 
 
 def _overloaded(error: errors.Overloaded) -> Sequence[Message]:
-    violation = details.QuotaFailure.Violation(subject=error.subject, description=str(error))
+    violation = details.QuotaFailure.Violation(subject=error.subject, description=_cut(str(error)))
     return [
         _retry(error.retry_after_s),
         details.QuotaFailure(violations=[violation]),
@@ -46,6 +49,10 @@ def _overloaded(error: errors.Overloaded) -> Sequence[Message]:
 
 def _unavailable(error: errors.Unavailable) -> Sequence[Message]:
     return [_retry(error.retry_after_s), _info(error.reason)]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
 _TABLE: dict[type[errors.RequestError], tuple[grpc.StatusCode, Callable[..., Sequence[Message]]]] = {
@@ -68,7 +75,7 @@ def code_of(error: errors.RequestError) -> grpc.StatusCode:
 def to_status(error: errors.RequestError) -> Status:
     """The end of a request as a `google.rpc.Status` with its details."""
     code, detail = _TABLE[type(error)]
-    status = Status(code=code.value[0], message=str(error))
+    status = Status(code=code.value[0], message=_cut(str(error)))
     for message in detail(error):
         packed = Any()
         packed.Pack(message)

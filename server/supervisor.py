@@ -258,7 +258,7 @@ class Supervisor:
             self._announced = True
             log.info(
                 "ready",
-                target=f"{self._settings.server.host}:{self.grpc_port}",
+                target=self._settings.server.target(self.grpc_port),
                 models=[manifest.name for manifest in self._repository.manifests],
                 frontends=len(self._frontends),
             )

@@ -1,14 +1,18 @@
 """What the documents say exists: commands, links. And nothing in them belongs to one machine."""
 
+import contextlib
 import importlib.util
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.test_repo import ROOT
@@ -129,3 +133,75 @@ def test_no_document_names_a_path_of_one_machine() -> None:
     """What is written must hold elsewhere too."""
     pattern = re.compile(r"(?<![\w.])/(home|root|Users|tmp|work)/\w")
     assert [str(path.relative_to(ROOT)) for path in DOCUMENTS if pattern.search(path.read_text())] == []
+
+
+@pytest.mark.slow
+def test_examples_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
+    """Export a model, serve it beside the bundled one, and call both as the README says."""
+    shutil.copytree(ROOT / "models" / "sp500_direction", tmp_path / "repository" / "sp500_direction")
+    (call,) = blocks("Call it", "python")
+    (call_commands,) = blocks("Call it", "bash")
+    (export,) = blocks("Serve your own model", "python")
+    export_commands, predict_commands = blocks("Serve your own model", "bash")
+    (tmp_path / "call.py").write_text(call)
+    (tmp_path / "export.py").write_text(export)
+    windows = np.zeros((3, 50, 60), dtype=np.float32)
+    np.save(tmp_path / "windows.npy", windows)
+    np.save(tmp_path / "window.npy", windows[0])
+    environment = dict(os.environ)
+    # As in a shell where .venv is active.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    export_command, serve_command = export_commands.splitlines()
+    shell(export_command, tmp_path, environment)
+
+    with serving(serve_command, tmp_path, environment) as target:
+        environment["TICKRING_TARGET"] = target
+        (tmp_path / "call.py").write_text(call.replace("127.0.0.1:8001", target))
+        assert shell("python call.py", tmp_path, environment).startswith("[[")
+        answers = shell(call_commands.replace(".venv/bin/", ""), tmp_path, environment)
+        assert "classification_probs" in answers
+        assert "SERVING" in answers.splitlines()
+        assert "momentum version 1" in shell(predict_commands, tmp_path, environment)
+
+
+def blocks(heading: str, language: str) -> list[str]:
+    """The README's code of one section in one language."""
+    section = re.search(
+        rf"^## {heading}\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert section is not None
+    return re.findall(rf"^```{language}\n(.*?)^```", section[1], re.DOTALL | re.MULTILINE)
+
+
+def shell(commands: str, folder: Path, environment: Mapping[str, str]) -> str:
+    """What the commands print; the first that fails ends the test."""
+    arguments = ["bash", "-euo", "pipefail", "-c", commands]
+    done = subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextlib.contextmanager
+def serving(command: str, folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    """Runs a server command on free ports until the block ends; gives the target for clients."""
+    arguments = [*shlex.split(command), "--grpc-port=0", "--http-port=0", "--admin-port=0"]
+    settings = {"TICKRING_MODELS__DEFAULT_MODEL": "sp500_direction"}
+    process = subprocess.Popen(
+        arguments, cwd=folder, env={**environment, **settings}, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if ready := re.search(r"\] ready .*target=(\S+)", line):
+                yield ready[1]
+                break
+        else:
+            pytest.fail("the server ended before it was ready:\n" + "".join(lines))
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 0

@@ -1,6 +1,7 @@
 """What an installed tickring depends on and consists of."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -99,6 +100,26 @@ def test_torch_is_the_pinned_version() -> None:
     """What a TorchScript file does, and how fast, is known for one version of torch."""
     assert pins()["torch"] == "2.13.0"
     assert importlib.metadata.version("torch").partition("+")[0] == "2.13.0"
+
+
+def test_grpc_knows_the_switch_that_front_ends_rely_on() -> None:
+    """Decision 0004. Of a name that it does not know, gRPC only logs a line."""
+    switch = re.search(r'"GRPC_EXPERIMENTS", "(.*?)"', (ROOT / "server" / "boot.py").read_text())
+    assert switch is not None
+    assert "Unknown experiment" not in grpc_says(switch[1])
+    assert "Unknown experiment" in grpc_says("-no_such_switch")
+
+
+def grpc_says(experiments: str) -> str:
+    """What gRPC writes to stderr when it starts with these experiments."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import grpc; grpc.insecure_channel('localhost:1').close()"],
+        env={**os.environ, "GRPC_EXPERIMENTS": experiments},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stderr
 
 
 @pytest.mark.slow

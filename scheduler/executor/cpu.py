@@ -41,13 +41,13 @@ class CpuInstance:
 
     def run(self, batch: Batch) -> None:
         """See `Instance`."""
-        count = len(batch.slots)
-        outcomes = self._failed[:count]
-        start_ns = end_ns = self._clock.now_ns()
+        outcomes = self._failed[: len(batch.slots)]
+        inputs = self._gather(batch)
+        start_ns = self._clock.now_ns()
         try:
-            outputs = self._compute(batch)
+            outputs = self._runners[batch.model].run(inputs)
             end_ns = self._clock.now_ns()
-            outcomes = self._deliver(batch, outputs)
+            outcomes = self._scatter(batch, outputs)
         except Exception as error:  # the model's own, of any kind: these items fail, the engine goes on
             end_ns = self._clock.now_ns()
             self._on_failure(batch, error)
@@ -74,20 +74,20 @@ class CpuInstance:
             measured[bucket] = int(statistics.median(times[min(2, rounds - 1) :]))
         return measured
 
-    def _compute(self, batch: Batch) -> Sequence[Array]:
-        runner = self._runners[batch.model]
+    def _gather(self, batch: Batch) -> list[Array]:
+        signature = self._runners[batch.model].signature
         inputs = []
         for spec, offset, staging in zip(
-            runner.signature.inputs,
-            runner.signature.input_offsets,
+            signature.inputs,
+            signature.input_offsets,
             self._staging[batch.model],
             strict=True,
         ):
             self._native.gather_inputs(batch.slots, offset, _rows(staging, spec)[: len(batch.slots)])
             inputs.append(staging[: batch.bucket])
-        return runner.run(inputs)
+        return inputs
 
-    def _deliver(self, batch: Batch, outputs: Sequence[Array]) -> Array:
+    def _scatter(self, batch: Batch, outputs: Sequence[Array]) -> Array:
         signature = self._runners[batch.model].signature
         count = len(batch.slots)
         outcomes = self._ok[:count]

@@ -293,7 +293,8 @@ class Arena {
   }
 
   // Empties every ring of a front end and starts its next epoch. Only while neither that front end
-  // nor any engine touches them: the supervisor calls it between a death and the next start.
+  // nor any engine touches them: the supervisor calls it between a death and the next start. A batch in
+  // flight touches them: its completion would give the next front end a slot that it is using.
   void reset_frontend(std::uint32_t frontend) const {
     for (std::uint32_t engine = 0; engine < layout_.dims.engines; ++engine) reset_pair(engine, frontend);
     frontend_gate(frontend).sleeping.store(0, std::memory_order_relaxed);

@@ -121,6 +121,7 @@ NB_MODULE(_ring, m) {
                    [](const PyArena& self) { return self.arena.layout().dims.output_row_bytes; })
       .def_prop_ro("input_slab", [](const PyArena& self) { return self.arena.layout().input_slab; })
       .def_prop_ro("output_slab", [](const PyArena& self) { return self.arena.layout().output_slab; })
+      .def_prop_ro("slot_headers", [](const PyArena& self) { return self.arena.layout().slot_headers; })
       .def_prop_ro("slots", [](const PyArena& self) { return self.arena.layout().slots(); })
       .def("epoch",
            [](const PyArena& self, std::uint32_t frontend) {

@@ -329,6 +329,7 @@ class EnginePort {
       do {
         for (int i = 0; i < 16; ++i) pause_cpu();
         if (pushes() != seen_pushes_) return true;
+        ::sched_yield();  // to whoever waits for this core, first of all the front end that we wait for
       } while (now_ns() - start < limit);
       timeout_ns -= timeout_ns == kNoDeadline ? 0 : limit;
     }

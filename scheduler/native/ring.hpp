@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <poll.h>
+#include <sched.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -138,9 +139,11 @@ class Gate {
     state_->sleeping.store(1, std::memory_order_seq_cst);
     TICKRING_POINT("after arm");
   }
+  // relaxed: who sees it late signals once too often, and it cannot hide the next arm(), which is
+  // later in the order of this one word.
   void disarm() { state_->sleeping.store(0, std::memory_order_relaxed); }
 
-  // Consumer: blocks until signalled or `timeout_ns` passes. Rounds up: never wakes early for it.
+  // Consumer: blocks until signalled or `timeout_ns` passes, never less, but a caught signal ends it.
   void block(std::uint64_t timeout_ns) {
     pollfd fd{eventfd_, POLLIN, 0};
     timespec ts{};

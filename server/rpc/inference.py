@@ -174,7 +174,9 @@ class Desk:
         if timeout_ns is None and expires_ns is None:
             return arrived_ns + limits.default_timeout_ns
         own_ns = _ring.NO_DEADLINE if timeout_ns is None else arrived_ns + timeout_ns
-        return own_ns if expires_ns is None else min(own_ns, expires_ns)
+        rpc_ns = _ring.NO_DEADLINE if expires_ns is None else expires_ns
+        # A Duration reaches further than the arena's 64 bits of nanoseconds.
+        return min(own_ns, rpc_ns, _ring.NO_DEADLINE)
 
 
 class InferenceService:
@@ -184,6 +186,7 @@ class InferenceService:
         self._desk = desk
         self._max_in_flight = max_in_flight_per_stream
         self._streams: set[_RpcStream] = set()
+        self._draining = False
 
     def handler(self) -> "grpc.GenericRpcHandler[Any, Any]":
         """For `server.add_generic_rpc_handlers`."""
@@ -222,6 +225,8 @@ class InferenceService:
 
     async def predict_stream(self, _messages: object, context: Context) -> None:
         """One RPC stream."""
+        if self._draining:  # it had been accepted before the port was closed
+            await abort(context, _draining())
         stream = _RpcStream(self._desk, context, self._max_in_flight)
         self._streams.add(stream)
         try:
@@ -231,6 +236,7 @@ class InferenceService:
 
     def drain(self) -> None:
         """Makes every RPC stream take nothing more, finish what it has, and end UNAVAILABLE."""
+        self._draining = True
         for stream in self._streams:
             stream.drain()
 
@@ -277,16 +283,12 @@ class _RpcStream:
         if not self._reader.cancelled():
             self._reader.result()
         if self._draining:
-            await abort(
-                self._context,
-                Unavailable("the server is draining", reason="DRAINING", retry_after_s=DRAIN_RETRY_S),
-            )
+            await abort(self._context, _draining())
 
     def drain(self) -> None:
-        """See `InferenceService.drain`."""
-        self._draining = True
-        if self._reader is not None:
-            self._reader.cancel()
+        """See `InferenceService.drain`. A client that has half-closed gets all its answers, and OK."""
+        if self._reader is not None and self._reader.cancel():
+            self._draining = True
 
     def _occupied(self) -> int:
         return len(self._tickets) + len(self._outbox) + self._writing
@@ -348,6 +350,10 @@ class _RpcStream:
                 self._moved.set()
             self._posted.clear()
             await self._posted.wait()
+
+
+def _draining() -> Unavailable:
+    return Unavailable("the server is draining", reason="DRAINING", retry_after_s=DRAIN_RETRY_S)
 
 
 def _stream_error(sequence: int, error: RequestError) -> bytes:

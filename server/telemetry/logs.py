@@ -1,9 +1,13 @@
 """Structured logs on stderr: for people, or as one JSON object per line."""
 
+import io
 import logging
 import sys
+from typing import Any
 
 import structlog
+
+STDERR_FD = 2
 
 
 def configure(log_format: str, level: str) -> None:
@@ -22,6 +26,25 @@ def configure(log_format: str, level: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_stderr()),
         cache_logger_on_first_use=True,
     )
+
+
+class _Unfailing(io.FileIO):
+    """Drops what cannot be written: its reader is gone, or the disk is full.
+
+    Raised instead, the error would stop the supervisor in the middle of a drain or of mending a death.
+    """
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _stderr() -> io.TextIOWrapper:
+    """Stderr, one write per line, so that the lines of several processes do not mix."""
+    raw = _Unfailing(STDERR_FD, "w", closefd=False)
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)

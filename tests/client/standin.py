@@ -196,7 +196,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped i
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:
         if request.service not in ("", "starting"):
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
+            await context.abort(grpc.StatusCode.NOT_FOUND)  # as the standard servicer does
         if request.service == "starting" or self._not_serving > 0:
             self._not_serving -= 1
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)

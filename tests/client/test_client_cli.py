@@ -128,7 +128,7 @@ def test_predict_shows_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.run(["predict", "--input", npy(tmp_path, rows)]) == 0
     out = capsys.readouterr().out
     assert "window" in out
-    assert "(2, 2, 3)" in out
+    assert "[2, 2, 3]" in out
     assert "round trip" in out
 
 
@@ -185,8 +185,8 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     """For people and for programs."""
     assert cli.run(["models"]) == 0
     out = capsys.readouterr().out
-    assert "pair" in out
-    assert "7 READY" in out
+    assert "version 7 READY" in out
+    assert "[n, 2, 3]" in out
     assert cli.run(["models", "--json"]) == 0
     echo, _ = json.loads(capsys.readouterr().out)
     assert echo["inputs"] == [{"name": "window", "dtype": "float32", "shape": [2, 3]}]
@@ -198,7 +198,7 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["health", "--target", NOBODY], "UNAVAILABLE: "),
         (["models", "--target", NOBODY], "UNAVAILABLE: "),
-        (["health", "nobody"], "NOT_FOUND: unknown service 'nobody'"),
+        (["health", "nobody"], "NOT_FOUND: the server keeps no health of 'nobody'"),
         (["predict", "--model", "missing", "--input", "FILE"], "NOT_FOUND: no model 'missing'"),
         (
             ["predict", "--model", "hold", "--timeout", "0.1", "--input", "FILE"],
