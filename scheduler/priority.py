@@ -56,7 +56,8 @@ class ClassLimits:
 
 _NS_PER_MS = 1_000_000
 # The slots of one front end, as many as it can have in flight.
-_QUEUE_LIMIT = 2048
+# Five of them fit the default slots of a front end, so no class can take the last slot of another.
+_QUEUE_LIMIT = 1024
 
 # By class index.
 DEFAULT_LIMITS = (

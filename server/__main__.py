@@ -7,8 +7,9 @@ import sys
 from server import options
 from server.ports import PortInUse
 from server.probes import ProbeServer
+from server.problems import Problem, SettingsError
 from server.repository import RepositoryError, load_repository
-from server.settings import Settings, SettingsError, bundled_repository, load_settings
+from server.settings import Settings, bundled_repository, load_settings
 from server.supervisor import Supervisor
 from server.telemetry import logs
 
@@ -25,6 +26,8 @@ def main() -> None:
         settings = load_settings(
             parsed.overrides, config=parsed.config, profile=parsed.profile, environ=os.environ
         )
+        if unserved := _not_served_yet(settings):
+            raise SettingsError(unserved)
         if parsed.print_config:
             print(settings.to_toml(), end="")
             return
@@ -43,6 +46,21 @@ def main() -> None:
         sys.exit(asyncio.run(_serve(settings, Supervisor(settings, repository))))
     except PortInUse as error:
         sys.exit(f"tickring-server: {error}")
+
+
+def _not_served_yet(settings: Settings) -> list[Problem]:
+    """Settings that this version would ignore: better no service than one in clear text by surprise."""
+    asked = {
+        "tls.cert": settings.tls.cert,
+        "auth.tokens_file": settings.auth.tokens_file,
+        "cache.enabled": settings.cache.enabled or None,
+        "telemetry.otlp_endpoint": settings.telemetry.otlp_endpoint,
+    }
+    return [
+        Problem(path, value, "is not served by this version yet")
+        for path, value in asked.items()
+        if value is not None
+    ]
 
 
 async def _serve(settings: Settings, supervisor: Supervisor) -> int:

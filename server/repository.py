@@ -17,7 +17,8 @@ from typing import Any
 from scheduler import _ring
 from scheduler.priority import ALLOWED, parse_priority
 from scheduler.signature import DataType, ModelSignature, TensorSpec, row_bytes
-from server.settings import MAX_BATCH_SIZE, MAX_LATENCY_BUDGET_MS, powers_of_two, shown
+from server.problems import shown
+from server.settings import MAX_BATCH_SIZE, MAX_LATENCY_BUDGET_MS, powers_of_two
 
 MANIFEST = "model.toml"
 FILES = {"torchscript": "model.pt", "exported_program": "model.pt2"}

@@ -11,7 +11,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from scheduler import _ring
 from scheduler.priority import ALLOWED, DEFAULT_LIMITS, ClassLimits, PriorityClass, parse_priority
+from server.problems import Problem, SettingsError, problem_of
 
 ENV_PREFIX = "TICKRING_"
 DEFAULT_PROFILE = "market_hours"
@@ -29,8 +29,6 @@ MAX_LATENCY_BUDGET_MS = 60_000
 PROFILES = ("market_hours", "off_hours", "stress_test")
 
 _NS_PER_MS = 1_000_000
-_MAX_SHOWN = 80
-_PLAIN = re.compile(r"[\w.:/+-]+", re.ASCII)
 # Variables of our prefix that are no settings: the client's, and what Kubernetes puts into every pod beside
 # a Service named tickring or tickring-<something>.
 _FOREIGN = re.compile(
@@ -39,48 +37,6 @@ _FOREIGN = re.compile(
     r"|TICKRING_(\w+_)?PORT=(tcp|udp|sctp)://.*",
     re.ASCII | re.DOTALL,
 )
-# pydantic's kinds of error in our words; a key is the whole name of a kind, or all that is before its "_".
-_MESSAGES = {
-    "bool": "must be true or false",
-    "finite": "must be finite",
-    "float": "must be a number",
-    "greater_than": "must be more than {gt:g}",
-    "greater_than_equal": "must be at least {ge}",
-    "int": "must be a whole number",
-    "less_than_equal": "must be at most {le}",
-    "literal": "must be {expected}",
-    "string": "must be text",
-    "string_too_short": "must not be empty",
-    "tuple": "must be a list, such as [1, 2]",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One bad setting: where, what, and what is allowed. Its text is one line, whatever the value."""
-
-    path: str
-    value: object
-    allowed: str
-
-    def __str__(self) -> str:
-        return f"{self.path} = {shown(self.value)}: {self.allowed}"
-
-
-class SettingsError(Exception):
-    """The settings cannot be used; its text has a line per problem."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(map(str, problems)))
-        self.problems = problems
-
-
-def shown(value: object) -> str:
-    """A value as a problem repeats it: printable ASCII on one line, shortened."""
-    if value is None:
-        return "unset"
-    text = value if isinstance(value, str) and _PLAIN.fullmatch(value) else json.dumps(value, default=str)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _no_bool(value: object) -> object:
@@ -125,7 +81,7 @@ def _priority_label(text: str) -> str:
 def _own_port(port: int, info: ValidationInfo) -> int:
     # `info.data` has the settings above this one in its table, those that are good.
     for other in ("grpc_port", "http_port"):
-        if port != 0 and other != info.field_name and port == info.data.get(other):
+        if port != 0 and port == info.data.get(other):
             raise ValueError(f"must differ from {other}")
     return port
 
@@ -262,7 +218,7 @@ class SchedulerTable(_Table):
     spin_us: Annotated[int | Auto, _auto_or(0, 100_000)] = "auto"
     slots_per_frontend: Annotated[
         Whole, Field(ge=1, le=_ring.MAX_SLOTS_PER_FRONTEND), AfterValidator(_holds_a_batch)
-    ] = 2048
+    ] = 5120
     default_class: Annotated[str, AfterValidator(_priority_label)] = "batch_processing"
     classes: ClassesTable = ClassesTable()
 
@@ -362,7 +318,7 @@ def load_settings(
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
-        raise SettingsError(problems + [_problem(entry) for entry in error.errors()]) from error
+        raise SettingsError(problems + [problem_of(entry, Settings) for entry in error.errors()]) from error
     if problems:
         raise SettingsError(problems)
     return settings
@@ -457,25 +413,6 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any], above: str = "") -> l
             # Told here: a table of a later layer would hide it from validation.
             problems.append(Problem(f"{above}{name}", value, "must be a table"))
     return problems
-
-
-def _problem(entry: Mapping[str, Any]) -> Problem:
-    """From an entry of pydantic's `ValidationError.errors`."""
-    location, context = entry["loc"], entry.get("ctx", {})
-    parts = (f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in location)
-    path = "".join(parts).removeprefix(".")
-    kind: str = entry["type"]
-    message = _MESSAGES.get(kind) or _MESSAGES.get(kind.partition("_")[0])
-    if kind == "extra_forbidden":
-        table: Any = Settings
-        for name in location[:-1]:
-            table = table.model_fields[name].annotation
-        allowed = f"is no setting, allowed are {', '.join(table.model_fields)}"
-    elif kind == "value_error":
-        allowed = str(context["error"])
-    else:
-        allowed = message.format_map(context) if message else entry["msg"]
-    return Problem(path, entry["input"], allowed)
 
 
 def _toml(tables: Mapping[str, Any], prefix: str = "") -> str:

@@ -12,11 +12,11 @@ import pytest
 
 from scheduler.priority import DEFAULT_LIMITS, ClassLimits, PriorityClass
 from server import options
+from server.problems import SettingsError
 from server.settings import (
     DEFAULT_PROFILE,
     PROFILES,
     Settings,
-    SettingsError,
     bundled_repository,
     load_settings,
     powers_of_two,
@@ -84,6 +84,7 @@ def test_defaults(load: Load) -> None:
     server, slo = settings.server, settings.slo
     assert server.host == "127.0.0.1"
     assert ports(settings) == [8001, 8002, 8003]
+    assert server.target(server.grpc_port) == "127.0.0.1:8001"
     assert server.frontends == settings.executor.device == settings.scheduler.spin_us == "auto"
     assert (slo.p50_ms, slo.p95_ms, slo.p99_ms, slo.max_ms) == (50, 80, 100, 200)
     assert (slo.min_rps, slo.target_rps, slo.max_error_ratio) == (50, 200, 0.01)
@@ -156,11 +157,10 @@ def test_no_profile_is_the_default_one() -> None:
     assert load_settings({}, environ={}) == load_settings({}, profile="market_hours", environ={})
 
 
-def test_the_caller_keeps_its_layers(load: Load) -> None:
-    """Merging writes into none of them."""
-    overrides = {"server": {"grpc_port": "9001"}}
-    load(environ={"TICKRING_SERVER__HTTP_PORT": "9002"}, overrides=overrides)
-    assert overrides == {"server": {"grpc_port": "9001"}}
+def test_a_default_that_no_longer_fits_is_a_problem() -> None:
+    """Also where settings are built directly, without layers."""
+    with pytest.raises(ValueError, match="must differ from grpc_port"):
+        Settings.model_validate({"server": {"grpc_port": 8003}})
 
 
 CLASSES = ", ".join(member.label for member in PriorityClass)
@@ -174,6 +174,7 @@ BAD_FILES = {
     "server.http_port = 8001": ": must differ from grpc_port",
     "server.admin_port = 8002": ": must differ from http_port",
     "server.frontends = 0": ": must be auto or 1 to 64",
+    "server.frontends = 65": ": must be auto or 1 to 64",
     "server.frontends = true": ": must be auto or 1 to 64",
     'server.frontends = "all of them"': ": must be auto or 1 to 64",
     'server.host = ""': ": must not be empty",
@@ -370,6 +371,7 @@ def test_a_child_gets_the_same_settings(load: Load, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TICKRING_SERVER__GRPC_PORT", "9")
     child = Settings.model_validate_json(settings.model_dump_json())
     assert child == settings
+    assert child.server.target(1) == "[::1]:1"
     assert child.scheduler.resolved_buckets == (1, 5, 64)
 
 
@@ -396,7 +398,8 @@ def test_an_installation_is_asked_first(tmp_path: Path, monkeypatch: pytest.Monk
 MAIN = """
 import sys
 from server import options
-from server.settings import SettingsError, load_settings
+from server.problems import SettingsError
+from server.settings import load_settings
 parsed = options.parse(sys.argv[1:])
 try:
     settings = load_settings(parsed.overrides, config=parsed.config, profile=parsed.profile)

@@ -345,25 +345,31 @@ def test_gather_refuses_a_read_only_destination(native: NativeWorld) -> None:
         native.arena.gather_inputs(uint32(0), 0, rows)
 
 
-def test_ports_and_arena_keep_the_memory_alive(native: NativeWorld) -> None:
+def test_each_port_keeps_the_memory_alive(native: NativeWorld) -> None:
     """The buffer lives as long as the last object that points into it, and no longer."""
-    buffer = pages(_ring.arena_bytes(**DIMENSIONS))
-    alive = weakref.ref(buffer)
-    arena = _ring.Arena.format(buffer, **DIMENSIONS)
-    port = _ring.FrontendPort(arena, 0, native.frontend_fds[0], [native.engine_fd])
-    engine = _ring.EnginePort(arena, 0, native.engine_fd, native.frontend_fds)
-    del buffer, arena
-    gc.collect()
-    assert alive() is not None
-    assert port.push(ENGINE, 0, 0, [3], 1, 1, _ring.NO_DEADLINE, 1, False)
-    del port
-    gc.collect()
-    into = np.zeros(4, np.uint32)
-    assert engine.take(0, 0, 0, into) == 1
-    assert into[0] == 3
-    del engine
-    gc.collect()
-    assert alive() is None
+
+    def frontend(arena: _ring.Arena) -> Callable[[], object]:
+        port = _ring.FrontendPort(arena, 0, native.frontend_fds[0], [native.engine_fd])
+        return lambda: port.push(ENGINE, 0, 0, [3], 1, 1, _ring.NO_DEADLINE, 1, False)
+
+    def engine(arena: _ring.Arena) -> Callable[[], object]:
+        return _ring.EnginePort(arena, 0, native.engine_fd, native.frontend_fds).look
+
+    for make in (frontend, engine):
+        buffer = pages(_ring.arena_bytes(**DIMENSIONS))
+        alive = weakref.ref(buffer)
+        arena = _ring.Arena.format(buffer, **DIMENSIONS)
+        del buffer
+        gc.collect()
+        assert alive() is not None
+        touch_memory = make(arena)
+        del arena
+        gc.collect()
+        assert alive() is not None
+        touch_memory()
+        del touch_memory
+        gc.collect()
+        assert alive() is None
 
 
 def test_wait_returns_at_once_for_a_push_after_the_look(native: NativeWorld) -> None:
