@@ -88,7 +88,8 @@ def main() -> None:
     print("| stage, median us | unary | stream |\n|---|---|---|")
     for stage in unary:
         print(f"| {stage} | {unary[stage]:.0f} | {stream[stage]:.0f} |")
-    print(f"| over the bare model, {bare:.0f} us | {unary['total'] - bare:.0f} | {stream['total'] - bare:.0f} |")
+    over = {name: stages["total"] - bare for name, stages in (("unary", unary), ("stream", stream))}
+    print(f"| over the bare model, {bare:.0f} us | {over['unary']:.0f} | {over['stream']:.0f} |")
 
 
 if __name__ == "__main__":

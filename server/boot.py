@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass
 
 from server import control
 
-ROLES = ("frontend", "engine")
-
 
 @dataclass(frozen=True, slots=True)
 class Boot:

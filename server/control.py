@@ -3,17 +3,20 @@
 Messages are JSON objects over SOCK_SEQPACKET, which keeps their boundaries and reports the other end's
 death as an empty read. Nothing here is on the path of a request.
 
-    supervisor → child   start, engine_lost, engine_ready, discard, drain, stop
-    child → supervisor   hello, ready, failed, engine_lost_ack, discarded, drained
+    supervisor → child       boot, attach
+    supervisor → front end   engine_ready, engine_lost, drain
+    supervisor → engine      discard, stop
+    child → supervisor       warm, ready, failed, engine_lost_ack, discarded, drained
 """
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Message = dict[str, Any]
@@ -63,6 +66,13 @@ def listen(sock: socket.socket, on_message: Callable[[Message | None], None]) ->
         on_message(message)
 
     loop.add_reader(sock, readable)
+
+
+def unread(sock: socket.socket) -> Iterator[Message]:
+    """What the other end said before it went; for a non-blocking socket that nobody listens to any more."""
+    with contextlib.suppress(BlockingIOError):
+        while (message := receive(sock)) is not None:
+            yield message
 
 
 def die_with_parent(parent: int) -> None:

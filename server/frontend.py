@@ -80,6 +80,7 @@ class Frontend:
             (inference.SERVICE, models.SERVICE, health.SERVICE, reflection.SERVICE_NAME), self._server
         )
         self._server.add_insecure_port(settings.server.target(boot.grpc_port))
+        self._admission.engine_lost = message["engine_lost"]
         if message["engine_ready"]:
             self._engine_ready()
         await self._server.start()

@@ -218,7 +218,13 @@ class Supervisor:
             if child.warm and child.clean and not child.attached and self._engine_settled():
                 child.attached = True
                 child.clean = False
-                child.tell({"type": "attach", "engine_ready": self._engine.ready})
+                child.tell(
+                    {
+                        "type": "attach",
+                        "engine_ready": self._engine.ready,
+                        "engine_lost": self._generation > 0 and not self._engine.ready,
+                    }
+                )
 
     def _engine_settled(self) -> bool:
         return self._engine.attached or self._engine.clean
@@ -271,6 +277,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         loop.remove_reader(child.pidfd)
         loop.remove_reader(child.socket)
+        for message in control.unread(child.socket):
+            self._heard(child, message)
         os.close(child.pidfd)
         child.socket.close()
         code = child.process.wait()

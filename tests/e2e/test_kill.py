@@ -1,0 +1,29 @@
+"""kill -9 under load from a second process. `python -m bench.kill` does the same twenty times each."""
+
+import pytest
+
+from bench.kill import kill_rounds
+
+ROUNDS = 2
+# What a caller may see of a death. Anything else, and above all nothing at all, is a failure.
+HONEST = {
+    "frontend": {"OK", "UNAVAILABLE"},
+    "engine": {"OK", "UNAVAILABLE"},
+    # The service that is started again loads its model first.
+    "supervisor": {"OK", "UNAVAILABLE", "FAILED_PRECONDITION"},
+}
+# Generous: the bars are 0.1 s and, for the next success, 1 s and 2 s + warm-up; machines are shared.
+CUT_OFF_S = 2.0
+RECOVERY_S = 20.0
+
+
+@pytest.mark.parametrize("role", ["frontend", "engine", "supervisor"])
+def test_every_call_ends_with_a_status_and_service_resumes(role: str) -> None:
+    """No call hangs, those cut off hear of it soon, and the next success follows without help."""
+    result = kill_rounds(role, ROUNDS)
+    assert set(result.statuses) <= HONEST[role], result.statuses
+    assert result.statuses["OK"] > 0
+    assert result.statuses["UNAVAILABLE"] > 0, "the kill cut nothing off: it proved nothing"
+    assert result.slowest_failure_s < CUT_OFF_S
+    assert len(result.recovery_s) == ROUNDS
+    assert max(result.recovery_s) < RECOVERY_S
