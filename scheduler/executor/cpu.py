@@ -1,5 +1,6 @@
 """CPU instances: gather rows from the slots, run the model on this thread, scatter the outputs."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -94,10 +95,10 @@ class CpuInstance:
         for spec, offset, output in zip(signature.outputs, signature.output_offsets, outputs, strict=True):
             live = output[:count]
             self._native.scatter_outputs(batch.slots, offset, _rows(live, spec))
-            if signature.finite_outputs and live.dtype.kind == "f":
+            # A sum is finite only if every element is: one call settles the usual case.
+            if signature.finite_outputs and spec.data_type.is_float and not math.isfinite(live.sum()):
                 finite = np.isfinite(live).reshape(count, -1).all(axis=1)
-                if not finite.all():
-                    outcomes = np.where(finite, outcomes, np.uint8(Outcome.NON_FINITE))
+                outcomes = np.where(finite, outcomes, np.uint8(Outcome.NON_FINITE))
         return outcomes
 
 

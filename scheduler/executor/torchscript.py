@@ -4,8 +4,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
+from scheduler.executor.lstm_packing import pack
 from scheduler.executor.runner import Array, DeviceSettings, ModelUnusable
 from scheduler.signature import ModelSignature
 
@@ -32,7 +34,12 @@ class TorchScriptRunner:
         except (RuntimeError, ValueError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise ModelUnusable(f"torch cannot load the file of {signature.name}: {first_line}") from error
-        return cls(module.eval(), signature)
+        module = module.eval()
+        shapes = [
+            (spec.shape, torch.from_numpy(np.empty(0, spec.data_type.dtype)).dtype)
+            for spec in signature.inputs
+        ]
+        return cls(pack(module, shapes) or module, signature)
 
     @property
     def signature(self) -> ModelSignature:

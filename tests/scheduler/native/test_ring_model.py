@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -17,6 +18,9 @@ from tests.scheduler.native.native_world import (
     NativeWorld,
     is_readable,
 )
+
+# It passes in seconds; a failure is made small before it is shown, and that takes minutes.
+pytestmark = pytest.mark.timeout(400)
 
 FRONTENDS = 2
 MODELS = 2
@@ -70,6 +74,11 @@ class Item:
     cancelled: bool = False
 
 
+def may_share_a_batch(a: Item, b: Item) -> bool:
+    """An exclusive item is alone with its request."""
+    return not (a.exclusive or b.exclusive) or (a.exclusive and b.exclusive and a.request == b.request)
+
+
 @dataclass
 class Ended:
     """What a front end is to drain; the fields in the order of `FrontendPort.drain`."""
@@ -91,7 +100,7 @@ class FrontendModel:
 
     free: list[int]
     ended: list[Ended] = field(default_factory=list)
-    requests: int = 0
+    last_request: int = 0
     epoch: int = 0
     asleep: bool = False
     signalled: bool = False
@@ -137,7 +146,7 @@ class RingMachine(RuleBasedStateMachine):
         for submission in submissions:
             own = self.frontends[submission.frontend]
             slots, own.free = own.free[: submission.rows], own.free[submission.rows :]
-            own.requests = (own.requests + 1) % 2  # both front ends often use the same number
+            own.last_request = (own.last_request + 1) % 2  # both front ends often use the same number
             deadline_ns = _ring.NO_DEADLINE
             if submission.timeout_ns is not None:
                 deadline_ns = self.now_ns + submission.timeout_ns
@@ -150,11 +159,11 @@ class RingMachine(RuleBasedStateMachine):
                 key,
                 self.now_ns,
                 deadline_ns,
-                own.requests,
+                own.last_request,
                 submission.exclusive,
             )
             self.pushes += 1
-            request = (submission.frontend, own.requests)
+            request = (submission.frontend, own.last_request)
             self.lanes[submission.model, submission.cls, submission.frontend] += [
                 Item(slot, key, self.now_ns, deadline_ns, request, submission.exclusive) for slot in slots
             ]
@@ -228,7 +237,7 @@ class RingMachine(RuleBasedStateMachine):
                 outcome = CANCELLED
             elif item.deadline_ns < self.now_ns + expected_ns:
                 outcome = EXPIRED
-            elif batch and (item.exclusive or batch[0].exclusive) and item.request != batch[0].request:
+            elif batch and not may_share_a_batch(batch[0], item):
                 break
             del self.lanes[where][0]
             if outcome is None:

@@ -1,0 +1,125 @@
+"""One model between slots and outputs: a partition, a dispatcher and a CPU instance in one thread."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+
+import numpy as np
+
+from scheduler import _ring
+from scheduler.arena import Arena, Dimensions
+from scheduler.clock import VirtualClock
+from scheduler.dispatcher import Batch, Dispatcher
+from scheduler.executor.cpu import CpuInstance
+from scheduler.executor.runner import Array, Runner
+from scheduler.latency import WarmUpLatency
+from scheduler.partition import Outcome, Partition, Submission
+from scheduler.policy import BatchPlan
+from scheduler.signature import DataType, ModelSignature, TensorSpec
+
+Compute = Callable[[Sequence[Array]], Sequence[Array]]
+# What a request ended as: its outputs, or why there are none.
+Answer = list[Array] | Outcome
+
+
+def signature(
+    *,
+    inputs: Sequence[TensorSpec] = (TensorSpec("x", DataType.FP32, (2,)),),
+    outputs: Sequence[TensorSpec] = (TensorSpec("y", DataType.FP32, (2,)),),
+    finite_outputs: bool = True,
+) -> ModelSignature:
+    """Of a model named m."""
+    return ModelSignature("m", 1, tuple(inputs), tuple(outputs), True, finite_outputs)
+
+
+class Function:
+    """A runner that is a Python function of arrays."""
+
+    def __init__(self, its_signature: ModelSignature, compute: Compute) -> None:
+        self.signature = its_signature
+        self.run = compute
+
+
+class Passage:
+    """Requests go in at one end and answers come out at the other, one batch at a time."""
+
+    def __init__(self, runner: Runner, buckets: tuple[int, ...] = (1, 2, 4, 8)) -> None:
+        self.runner = runner
+        self.clock = VirtualClock(1000)
+        self.failures: list[tuple[Batch, Exception]] = []
+        self.arena = Arena.anonymous(
+            Dimensions(
+                frontends=1,
+                models=1,
+                slots_per_frontend=32,
+                input_row_bytes=runner.signature.input_row_bytes,
+                output_row_bytes=runner.signature.output_row_bytes,
+            )
+        )
+        self._fds = [os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)]
+        self.partition = Partition(self.arena, 0, self._fds[0], self._fds[1:])
+        port = _ring.EnginePort(self.arena.native, 0, self._fds[1], self._fds[:1])
+        plan = BatchPlan(buckets, (0,) * _ring.CLASSES, None)
+        self.dispatcher = Dispatcher(port, [plan], WarmUpLatency(), self.clock)
+        self.instance = CpuInstance(
+            self.arena,
+            self.dispatcher,
+            [runner],
+            buckets[-1],
+            self.clock,
+            lambda batch, error: self.failures.append((batch, error)),
+        )
+
+    def __enter__(self) -> "Passage":
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+    def ask(self, *requests: Sequence[Array]) -> list[Answer]:
+        """Runs these requests, all queued before the first batch goes; arrays carry the batch dimension."""
+        answers: list[Answer] = [Outcome.LOST] * len(requests)
+        for index, arrays in enumerate(requests):
+            self._push(arrays, partial(self._end, answers, index))
+        while isinstance(batch := self.dispatcher.poll(), Batch):
+            self.instance.run(batch)
+            self.partition.drain()
+        self.partition.check_integrity()
+        assert self.partition.free_slots == 32
+        return answers
+
+    def _push(self, arrays: Sequence[Array], on_end: Callable[[Submission], None]) -> None:
+        its = self.runner.signature
+        submission = self.partition.reserve(len(arrays[0]), 0, on_end)
+        for spec, offset, array in zip(its.inputs, its.input_offsets, arrays, strict=True):
+            data = np.ascontiguousarray(array, spec.data_type.dtype).tobytes()
+            self.partition.write_input(submission, offset, spec.item_bytes, data)
+        now_ns = self.clock.now_ns()
+        self.partition.push(
+            submission,
+            engine=0,
+            model=0,
+            key=now_ns,
+            enqueued_ns=now_ns,
+            deadline_ns=_ring.NO_DEADLINE,
+            exclusive=False,
+        )
+
+    def _end(self, answers: list[Answer], index: int, submission: Submission) -> None:
+        its = self.runner.signature
+        answers[index] = submission.outcome
+        if submission.outcome is Outcome.RESULT:
+            answers[index] = [
+                np.frombuffer(
+                    self.partition.output(submission, offset, spec.item_bytes), spec.data_type.dtype
+                ).reshape(len(submission.slots), *spec.shape)
+                for spec, offset in zip(its.outputs, its.output_offsets, strict=True)
+            ]
+        self.partition.release(submission)

@@ -1,0 +1,206 @@
+"""TorchScript files of every sort, loaded and run."""
+
+import io
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scheduler.executor.runner import DeviceSettings, ModelUnusable, Runner, load_runner
+from scheduler.executor.torchscript import TorchScriptRunner
+from scheduler.partition import Outcome
+from scheduler.signature import DataType, ModelSignature, TensorSpec
+from tests.scheduler.executor.passage import Passage, signature
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+X = TensorSpec("x", DataType.FP32, (2,))
+A = TensorSpec("a", DataType.FP32, (2,))
+B = TensorSpec("b", DataType.FP32, ())
+INPUT = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+
+
+class Single(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x + 1, x.sum(1)
+
+
+class ByName(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"b": x.sum(1), "unasked": x, "a": x + 1}
+
+
+class Transposed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 1).t().contiguous().t()
+
+
+class Trained(nn.Module):
+    """Would drop everything while training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(2))
+        self.dropout = nn.Dropout(0.999999)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted: Tensor = self.dropout(x + self.shift)
+        return shifted
+
+
+class Identity(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Half(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(torch.bfloat16)
+
+
+class Picky(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x > 1000).any()):
+            raise RuntimeError("more than 1000")
+        return x + 1
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Loading sets a number that is the whole process's."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def archive(module: nn.Module) -> bytes:
+    """A TorchScript file."""
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(module), buffer)
+    return buffer.getvalue()
+
+
+def loaded(module: nn.Module, its: ModelSignature, threads: int = 1) -> Runner:
+    """A runner of the module's file."""
+    return load_runner("torchscript", archive(module), its, DeviceSettings(threads=threads))
+
+
+def one_output() -> ModelSignature:
+    """x → a."""
+    return signature(inputs=(X,), outputs=(A,))
+
+
+@pytest.mark.parametrize("module", [Single, Transposed, Trained])
+def test_single_tensor(module: Callable[[], nn.Module]) -> None:
+    """Contiguous, without gradients, and as in evaluation, whatever it was saved as."""
+    runner = loaded(module(), one_output())
+    (a,) = runner.run([INPUT])
+    np.testing.assert_array_equal(a, INPUT + 1)
+    assert a.flags.c_contiguous
+
+
+@pytest.mark.parametrize("module", [Pair, ByName])
+def test_several_tensors_in_the_manifests_order(module: Callable[[], nn.Module]) -> None:
+    """A tuple has that order; a dict is asked by name, for no more than is in the manifest."""
+    runner = loaded(module(), signature(inputs=(X,), outputs=(A, B)))
+    a, b = runner.run([INPUT])
+    np.testing.assert_array_equal(a, INPUT + 1)
+    np.testing.assert_array_equal(b, INPUT.sum(1))
+
+
+@pytest.mark.parametrize("data_type", DataType)
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_every_type_passes_unchanged(data_type: DataType, shape: tuple[int, ...]) -> None:
+    """From a slot through torch into a slot."""
+    spec = TensorSpec("x", data_type, shape)
+    runner = loaded(Identity(), signature(inputs=(spec,), outputs=(spec,)))
+    x = np.arange(5 * max(1, *shape, 1)).reshape(5, *shape).astype(data_type.dtype)
+    with Passage(runner) as run:
+        run.instance.warm_up(0, (1, 2, 4, 8), rounds=1)
+        (answer,) = run.ask([x])
+    assert not isinstance(answer, Outcome)
+    assert answer[0].tobytes() == x.tobytes()
+
+
+def test_inputs_are_not_copied_and_not_kept() -> None:
+    """The model reads the staging rows themselves: what they hold at the time of a run counts."""
+    runner = loaded(Single(), one_output())
+    staging = INPUT.copy()
+    (first,) = runner.run([staging])
+    staging[:] = 0
+    (second,) = runner.run([staging])
+    assert first.tolist() == (INPUT + 1).tolist()
+    assert second.tolist() == np.ones_like(INPUT).tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_threads_of_an_instance(count: int) -> None:
+    """As the settings say."""
+    loaded(Single(), one_output(), threads=count)
+    assert torch.get_num_threads() == count
+
+
+def test_error_of_the_model_fails_its_batch() -> None:
+    """As in Python: the instance reports it and goes on."""
+    with Passage(loaded(Picky(), one_output())) as run:
+        assert run.ask([INPUT + 1000]) == [Outcome.ERROR]
+        ((_, error),) = run.failures
+        assert "more than 1000" in str(error)
+        (answer,) = run.ask([INPUT])
+        assert not isinstance(answer, Outcome)
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+
+def weights() -> bytes:
+    """What `torch.save` makes of a module's parameters: no TorchScript."""
+    buffer = io.BytesIO()
+    torch.save(Trained().state_dict(), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [lambda: b"", lambda: b"garbage", lambda: bytes(100_000), lambda: archive(Single())[:-200], weights],
+    ids=["empty", "garbage", "zeros", "cut", "weights only"],
+)
+def test_file_that_is_no_torchscript_is_refused(content: Callable[[], bytes]) -> None:
+    """In one line that names the model."""
+    with pytest.raises(ModelUnusable, match=r"^torch cannot load the file of m: .+$") as refused:
+        TorchScriptRunner.load(content(), one_output(), DeviceSettings())
+    assert "\n" not in str(refused.value)
+
+
+def test_dict_without_an_output_is_refused_at_warm_up() -> None:
+    """It names the missing one."""
+    its = signature(inputs=(X,), outputs=(A, TensorSpec("c", DataType.FP32, ())))
+    with Passage(loaded(ByName(), its)) as run, pytest.raises(ModelUnusable, match=r"m fails on 1 rows .*c"):
+        run.instance.warm_up(0, (1,), rounds=1)
+
+
+def test_type_that_no_client_could_read_is_refused_at_warm_up() -> None:
+    """bfloat16 has no place in a manifest, nor in numpy."""
+    with Passage(loaded(Half(), one_output())) as run, pytest.raises(ModelUnusable, match="BFloat16"):
+        run.instance.warm_up(0, (1,), rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("model_format", "device", "message"),
+    [
+        ("exported_program", "cpu", "format exported_program is not supported yet, allowed is torchscript"),
+        ("torchscript", "cuda:1", "device cuda:1 is not supported yet, allowed is cpu"),
+    ],
+)
+def test_what_is_not_supported_yet_is_said(model_format: str, device: str, message: str) -> None:
+    """Instead of being tried."""
+    with pytest.raises(ModelUnusable) as refused:
+        load_runner(model_format, archive(Single()), one_output(), DeviceSettings(device=device))
+    assert str(refused.value) == message
