@@ -14,16 +14,16 @@ def reserve_port(host: str, port: int) -> socket.socket:
         PortInUse: somebody else has it, with or without SO_REUSEPORT.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Without SO_REUSEPORT first: with it, a second service would silently share the port with us.
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        # Without SO_REUSEPORT first: with it, a second service would silently share the port with us.
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        except OSError as error:
-            raise PortInUse(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        port = probe.getsockname()[1]
-    reservation = socket.socket(family, socket.SOCK_STREAM)
-    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    reservation.bind((host, port))
+            port = probe.getsockname()[1]
+        reservation = socket.socket(family, socket.SOCK_STREAM)
+        # Not SO_REUSEADDR: with it on both, the next service's probe could bind as well, until we listen.
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reservation.bind((host, port))
+    except OSError as error:
+        raise PortInUse(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return reservation

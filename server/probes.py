@@ -1,6 +1,7 @@
 """HTTP for probes: `/healthz` says that the supervisor runs, `/readyz` that the service serves."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -26,7 +27,9 @@ class ProbeServer:
                 self._serve, self._host, self._port, limit=MAX_REQUEST_BYTES
             )
         except OSError as error:
-            raise PortInUse(f"cannot listen on {self._host}:{self._port}: {error.strerror}") from error
+            # asyncio's own text of a failed bind names the address once more.
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            raise PortInUse(f"cannot listen on {self._host}:{self._port}: {reason}") from error
 
     @property
     def port(self) -> int:
@@ -44,8 +47,8 @@ class ProbeServer:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
-                status, body = self._answer(head.split(b"\r\n", 1)[0].decode("latin-1"))
-                writer.write(_response(status, body))
+                line = head.split(b"\r\n", 1)[0].decode("latin-1")
+                writer.write(_response(*self._answer(line), head_only=line.startswith("HEAD ")))
                 await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
             pass  # a peer that says nothing sensible gets nothing
@@ -68,9 +71,11 @@ class ProbeServer:
                 return HTTPStatus.NOT_FOUND, "paths are /healthz and /readyz\n"
 
 
-def _response(status: HTTPStatus, body: str) -> bytes:
-    return (
+def _response(status: HTTPStatus, text: str, *, head_only: bool) -> bytes:
+    body = text.encode()
+    head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\n"
         f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
-        f"Connection: close\r\n\r\n{body}"
-    ).encode()
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() if head_only else head.encode() + body

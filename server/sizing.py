@@ -8,8 +8,10 @@ from server.repository import Manifest
 from server.settings import Settings
 
 # A core is "spare" for spinning only when this many remain beside it.
-SPIN_MIN_CORES = 4
-SPIN_AUTO_US = 1000
+# With two it paid on every load that was tried: the spinning engine yields its core whenever somebody
+# else can use it, and a lone call finds it awake and warm (docs/measurements.md).
+SPIN_MIN_CORES = 2
+SPIN_AUTO_US = 2000
 # A Python front end saturates about one core; this many of them keep one CPU engine busy.
 CORES_PER_FRONTEND = 4
 

@@ -51,6 +51,7 @@ class CpuInstance:
             outcomes = self._scatter(batch, outputs)
         except Exception as error:  # the model's own, of any kind: these items fail, the engine goes on
             end_ns = self._clock.now_ns()
+            self._forget(batch)
             self._on_failure(batch, error)
         self._dispatcher.complete(batch, outcomes, start_ns, end_ns)
 
@@ -87,6 +88,11 @@ class CpuInstance:
             self._native.gather_inputs(batch.slots, offset, _rows(staging, spec)[: len(batch.slots)])
             inputs.append(staging[: batch.bucket])
         return inputs
+
+    def _forget(self, batch: Batch) -> None:
+        """A row that made the model raise must not come back as the padding of a later batch."""
+        for staging in self._staging[batch.model]:
+            staging[: batch.bucket] = 0
 
     def _scatter(self, batch: Batch, outputs: Sequence[Array]) -> Array:
         signature = self._runners[batch.model].signature

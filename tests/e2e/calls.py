@@ -1,6 +1,7 @@
 """Requests as bytes and what became of them: what a client in any language could send and see."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,40 @@ class Ending:
         info = self.detail(error_details_pb2.ErrorInfo)
         assert info.domain == "tickring"
         return str(info.reason)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How a bad call must end.
+
+    Attributes:
+        message: the whole text, or a pattern of it.
+        reason: of ErrorInfo; empty where gRPC itself ends the call, so without details.
+        field: of the violation in BadRequest.
+    """
+
+    code: grpc.StatusCode
+    message: str | re.Pattern[str]
+    reason: str = ""
+    field: str = ""
+
+    def check(self, ending: Ending) -> None:
+        """Fails when a call ended otherwise."""
+        assert ending.code is self.code, ending
+        if isinstance(self.message, str):
+            assert ending.message == self.message
+        else:
+            assert self.message.fullmatch(ending.message), ending.message
+        if not self.reason:
+            assert ending.status is None
+            return
+        assert ending.status is not None, ending
+        assert (ending.status.code, ending.status.message) == (self.code.value[0], ending.message)
+        assert ending.reason == self.reason
+        if self.field:
+            (violation,) = ending.detail(error_details_pb2.BadRequest).field_violations
+            assert violation.field == self.field
+            assert f"{violation.field}: {violation.description}" == ending.message
 
 
 def tensor(name: str, values: npt.ArrayLike, data_type: DataType = DataType.FP32) -> types_pb2.Tensor:

@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 
 from tests.e2e import zoo
-from tests.e2e.service import Service
+from tests.e2e.service import BUNDLED, Service
 
 Launch = Callable[..., Service]
 _RUNNING = pytest.StashKey[list[Service]]()
@@ -41,8 +41,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture(scope="session")
 def bundled(launch: Launch) -> Iterator[Service]:
-    """Serves the bundled model as it comes."""
-    service = launch().ready()
+    """Serves the bundled model."""
+    service = launch(settings=BUNDLED).ready()
     yield service
     service.stop()
 

@@ -1,5 +1,6 @@
 """A server in a process of its own: started, watched through what it writes, and never left behind."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ class Service:
         self._ended = False
         self._moved = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, str(LAUNCHER), str(os.getpid()), *FREE_PORTS, *arguments],
-            env=clean_environment({"TICKRING_TELEMETRY__LOG_FORMAT": "json", **(settings or {})}),
+            command(*FREE_PORTS, *arguments),
+            env=clean_environment(LOGGING | dict(settings or {})),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -76,6 +77,24 @@ class Service:
         with self._moved:
             return "\n".join(self._lines)
 
+    def pid(self, child: str) -> int:
+        """The process that is "engine-0" or "frontend-0" now."""
+        self.wait_for("spawned", child=child)
+        return int(
+            [line["pid"] for line in self.logged() if line.get("child") == child and "pid" in line][-1]
+        )
+
+    @contextlib.contextmanager
+    def paused(self, child: str = "engine-0") -> Iterator[None]:
+        """Stops a child while the context lasts: what is queued stays queued."""
+        pid = self.pid(child)
+        pause(pid)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # the test may have been its end
+                os.kill(pid, signal.SIGCONT)
+
     def signal(self, number: int) -> None:
         """Sends a signal to the supervisor."""
         self.process.send_signal(number)
@@ -88,9 +107,16 @@ class Service:
         return code
 
     def stop(self) -> None:
-        """Drains it; fails unless it exits with 0."""
+        """Drains it; fails unless it exits with 0 and every item that it has admitted has ended once."""
         self.signal(signal.SIGTERM)
         assert self.wait() == 0, self.output()
+        self.check_ends()
+
+    def check_ends(self) -> int:
+        """The items that its front ends have admitted, once drained; fails unless each has ended once."""
+        drained = [line for line in self.logged() if line["event"] == "drained"]
+        assert all(line["admitted"] == sum(line["ended"]) for line in drained), self.output()
+        return sum(line["admitted"] for line in drained)
 
     def kill(self) -> None:
         """Ends it at once, if it is still there; its children die with it."""
@@ -118,7 +144,24 @@ class Service:
         return line
 
 
+def pause(pid: int) -> None:
+    """Returns once the process stands still; only SIGCONT or SIGKILL changes that."""
+    os.kill(pid, signal.SIGSTOP)
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":  # within microseconds
+            pass
+
+
+# With the process ids of the children.
+LOGGING = {"TICKRING_TELEMETRY__LOG_FORMAT": "json", "TICKRING_TELEMETRY__LOG_LEVEL": "debug"}
+# What the limits of the bundled model follow from, whatever the number of cores.
+BUNDLED = {"TICKRING_SERVER__FRONTENDS": "1", "TICKRING_SCHEDULER__SLOTS_PER_FRONTEND": "2048"}
 FREE_PORTS = ("--grpc-port=0", "--http-port=0", "--admin-port=0")
+
+
+def command(*arguments: str) -> list[str]:
+    """Starts a server that ends with the tests."""
+    return [sys.executable, str(LAUNCHER), str(os.getpid()), *arguments]
 
 
 def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:

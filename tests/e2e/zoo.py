@@ -23,7 +23,7 @@ SETTINGS = {
     "TICKRING_SCHEDULER__MAX_BATCH_SIZE": "4",
     "TICKRING_SCHEDULER__CLASSES__HISTORICAL_ANALYSIS__QUEUE_LIMIT": "4",
     "TICKRING_SCHEDULER__CLASSES__BACKGROUND_TASKS__QUEUE_LIMIT": "4",
-    # Longer than any test: what waits for company goes when the company comes, or not at all.
+    # Longer than any test: what waits for company goes when that comes.
     "TICKRING_SCHEDULER__CLASSES__BACKGROUND_TASKS__MAX_WAIT_MS": "60000",
 }
 # Name, data type and shape of an input or output.
@@ -38,14 +38,6 @@ class Doubler(nn.Module):
 class Pair(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return a.double().sum(1) + b, b
-
-
-class Slow(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        matrix = torch.full((160, 160), 1e-3)
-        for _ in range(int(x.sum())):
-            matrix = torch.tanh(matrix @ matrix)
-        return x + 0 * matrix[0, 0]
 
 
 class Touchy(nn.Module):
@@ -72,7 +64,6 @@ _MODELS: dict[str, tuple[type[nn.Module], Sequence[TensorRow], Sequence[TensorRo
         [("total", "FP64", []), ("b", "INT64", [])],
         "",
     ),
-    "slow": (Slow, [ONE], [("y", "FP32", [1])], "[scheduler]\nmax_batch_size = 1\n"),
     "touchy": (Touchy, [X], [Y], ""),
     "hollow": (Hollow, [ONE], [("y", "FP32", [1])], "[scheduler]\nbuckets = [2]\n"),
 }

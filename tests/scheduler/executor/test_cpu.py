@@ -141,7 +141,6 @@ def test_batch_that_goes_wrong_after_warm_up_fails_and_the_next_does_not(broken:
         assert not isinstance(answer, Outcome)
 
 
-@pytest.mark.xfail(strict=True, reason="the rows of a failed batch stay in the staging array as padding")
 def test_failed_batch_leaves_nothing_for_the_next_to_fail_on() -> None:
     """Its bad row is padding of a later, smaller batch in the same bucket, whose items are all good."""
 

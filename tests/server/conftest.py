@@ -1,0 +1,24 @@
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.server.world import FrontEnd
+
+
+@pytest.fixture
+def make_front_end() -> Iterator[Callable[..., FrontEnd]]:
+    made: list[FrontEnd] = []
+
+    def make(**options: Any) -> FrontEnd:
+        made.append(FrontEnd(**options))
+        return made[-1]
+
+    yield make
+    for front_end in made:
+        front_end.close()
+
+
+@pytest.fixture
+def front_end(make_front_end: Callable[..., FrontEnd]) -> FrontEnd:
+    return make_front_end()

@@ -1,0 +1,116 @@
+"""What a front end makes of settings and manifests before it serves."""
+
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.priority import PriorityClass
+from scheduler.signature import DataType, TensorSpec
+from server.boot import Boot
+from server.frontend import _served
+from server.models import ServedModel
+from server.repository import Manifest, ModelVersion, SchedulerOverrides
+from server.settings import load_settings
+from tests.server.processes import ENVIRONMENT
+
+MANIFEST = Manifest(
+    name="m",
+    description="a model",
+    format="torchscript",
+    precision="fp32",
+    finite_inputs=False,
+    finite_outputs=True,
+    inputs=(TensorSpec("x", DataType.FP32, (2,)),),
+    outputs=(TensorSpec("y", DataType.INT64, ()),),
+    versions=(
+        ModelVersion(2, Path("m/2/model.pt"), "a" * 64),
+        ModelVersion(10, Path("m/10/model.pt"), "b" * 64),
+    ),
+)
+EVERY_CLASS = [member.label for member in PriorityClass]
+
+
+def served(*manifests: Manifest, **tables: Any) -> list[ServedModel]:
+    """With defaults and these settings, as the boot message carries them."""
+    settings = load_settings(tables, environ={})
+    boot = Boot(
+        role="frontend",
+        index=0,
+        parent_pid=1,
+        arena_fd=0,
+        frontend_eventfds=(),
+        engine_eventfds=(),
+        settings=settings.model_dump_json(),
+        manifests=tuple(manifest.to_json() for manifest in manifests),
+        default_model=None,
+        grpc_port=0,
+    )
+    return list(_served(boot, settings))
+
+
+def test_model_is_served_at_its_latest_version() -> None:
+    """Ten is later than two; all digests are kept, in lanes of the manifests' order."""
+    (model, other) = served(MANIFEST, replace(MANIFEST, name="n"))
+    assert asdict(model.signature) == asdict(MANIFEST.signature(10))
+    assert model.sha256 == {2: "a" * 64, 10: "b" * 64}
+    assert (model.index, other.index, other.signature.name) == (0, 1, "n")
+    assert (model.description, model.format) == ("a model", "torchscript")
+
+
+@pytest.mark.parametrize(
+    ("slots", "queue_limit", "frontends", "max_rows"),
+    [(400, 1000, 1, 100), (400, 60, 1, 60), (400, 60, 4, 15), (400, 3, 4, 1), (64, 64, 1, 16), (3, 64, 1, 1)],
+)
+def test_one_request_cannot_shut_everybody_else_out(
+    slots: int, queue_limit: int, frontends: int, max_rows: int
+) -> None:
+    """A quarter of the slots, and no more than a front end's share of the smallest queue; at least a row."""
+    limits = {label: {"queue_limit": 10_000} for label in EVERY_CLASS}
+    limits["market_data_update"] = {"queue_limit": queue_limit}
+    (model,) = served(
+        MANIFEST,
+        server={"frontends": frontends},
+        scheduler={"slots_per_frontend": slots, "max_batch_size": 2, "classes": limits},
+    )
+    assert model.max_rows == max_rows
+
+
+@pytest.mark.parametrize(
+    ("own", "default", "expected"),
+    [
+        (None, "batch_processing", PriorityClass.BATCH_PROCESSING),
+        (None, "high", PriorityClass.REAL_TIME_TRADING),
+        ("background_tasks", "high", PriorityClass.BACKGROUND_TASKS),
+    ],
+)
+def test_default_class_is_the_models_then_the_settings(
+    own: str | None, default: str, expected: PriorityClass
+) -> None:
+    """A manifest knows its model better than the operator's default."""
+    manifest = replace(MANIFEST, scheduler=SchedulerOverrides(default_priority=own))
+    (model,) = served(manifest, scheduler={"default_class": default})
+    assert model.default_class is expected
+
+
+def test_child_without_a_supervisor_ends() -> None:
+    """Its control socket ends before the boot message: exit code 1, and nothing is said."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import socket, sys\n"
+            "ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+            "ours.close()\n"
+            "sys.argv = ['child', 'frontend', str(theirs.detach())]\n"
+            "from server.child import main\n"
+            "main()",
+        ],
+        capture_output=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
