@@ -8,6 +8,9 @@ Every instance is a thread that asks for work, runs it and reports back:
 One of the idle threads, the leader, holds the turn: it looks at the lanes, asks the policy and sleeps at
 the gate. When there is a batch it gives the turn up and runs the batch itself, so a lone instance
 needs no hand-over between threads at all, and with several the next idle one leads.
+
+A spare instance has no core of its own: it computes on those of the front ends. It never leads; whoever
+takes a batch and leaves enough behind invites it to take one too.
 """
 
 import math
@@ -22,7 +25,7 @@ import numpy.typing as npt
 from scheduler import _ring
 from scheduler.clock import Clock
 from scheduler.latency import LatencyModel
-from scheduler.policy import BatchPlan, ClassBacklog, WaitUntil, decide
+from scheduler.policy import BatchPlan, ClassBacklog, WaitUntil, decide, has_spare_work
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +89,7 @@ class Dispatcher:
         self._clock = clock
         self._spin = SpinBudget(spin_limit_ns)
         self._turn = threading.Lock()
+        self._invited = threading.Event()
         self._requests: deque[Callable[[], None]] = deque()
         # Which batches run, and who waits for their end: touched by every instance thread.
         self._ledger = threading.Lock()
@@ -102,14 +106,28 @@ class Dispatcher:
                     self._requests.popleft()()
                 step = self.poll()
                 if isinstance(step, Batch):
+                    if has_spare_work(self._backlog(), self._plans, self._latency):
+                        self._invited.set()
                     return step
                 self._wait(step)
         return None
 
+    def next_spare_batch(self) -> Batch | None:
+        """Blocks until invited and there is something to run; None once stopped. By a spare instance."""
+        while True:
+            self._invited.wait()
+            with self._turn:
+                self._invited.clear()  # before the look at _stopping: stop() sets both, that one first
+                if self._stopping:
+                    return None
+                step = self.poll()
+                if isinstance(step, Batch):
+                    return step
+
     def poll(self) -> Batch | WaitUntil:
         """One decision, without waiting. Only by the holder of the turn, or in a test."""
         now_ns = self._clock.now_ns()
-        backlog = [ClassBacklog(*waiting) for waiting in self._port.look()]
+        backlog = self._backlog()
         while backlog:
             step = decide(backlog, self._plans, self._latency, now_ns)
             if isinstance(step, WaitUntil):
@@ -117,7 +135,7 @@ class Dispatcher:
             if batch := self._take(step.model, step.count, now_ns):
                 return batch
             # All that was due had been cancelled or had expired, and has been answered so.
-            backlog = [ClassBacklog(*waiting) for waiting in self._port.look()]
+            backlog = self._backlog()
         return WaitUntil(None)
 
     def complete(
@@ -164,11 +182,15 @@ class Dispatcher:
     def stop(self) -> None:
         """Makes every `next_batch` return None. Batches that run are completed as usual."""
         self._stopping = True
+        self._invited.set()
         self._port.wake()
 
     def in_flight(self) -> int:
         """Batches taken and not completed."""
         return len(self._in_flight)
+
+    def _backlog(self) -> list[ClassBacklog]:
+        return [ClassBacklog(*waiting) for waiting in self._port.look()]
 
     def _take(self, model: int, count: int, now_ns: int) -> Batch | None:
         slots = np.empty(count, dtype=np.uint32)

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from scheduler.latency import LatencyModel
 
+# Target batches that must be queued before a spare instance helps.
+SPARE_BATCHES = 3
+
 
 class ClassBacklog(NamedTuple):
     """The queued items of one class of one model."""
@@ -100,6 +103,22 @@ def decide(
         return WaitUntil(min(due.values(), default=None))
     first = min(going, key=key.__getitem__)
     return Dispatch(first, batch_size(first, plans[first], min(depth[first], targets[first]), latency))
+
+
+def has_spare_work(
+    backlog: Sequence[ClassBacklog], plans: Sequence[BatchPlan], latency: LatencyModel
+) -> bool:
+    """Whether an instance that shares its core with front ends should help out.
+
+    Only with full batches, and only while more are queued than the other instances take next: with less
+    it would take the core from the front ends, and the queue would be shorter for the wrong reason.
+    """
+    depth: dict[int, int] = {}
+    for waiting in backlog:
+        depth[waiting.model] = depth.get(waiting.model, 0) + waiting.depth
+    return any(
+        queued >= SPARE_BATCHES * plans[model].target_size(model, latency) for model, queued in depth.items()
+    )
 
 
 def batch_size(model: int, plan: BatchPlan, queued: int, latency: LatencyModel) -> int:

@@ -3,7 +3,7 @@
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
@@ -40,7 +40,7 @@ def run(boot: Boot, sock: socket.socket) -> None:
     if settings.executor.cpu_affinity:
         os.sched_setaffinity(0, settings.executor.cpu_affinity)
     try:
-        instances, dispatcher = _build(boot, settings, manifests)
+        instances, spares, dispatcher = _build(boot, settings, manifests)
     except (ModelUnusable, RepositoryError) as error:
         log.error("model cannot be served", error=str(error))
         control.send(sock, {"type": "failed", "error": str(error)})
@@ -55,13 +55,17 @@ def run(boot: Boot, sock: socket.socket) -> None:
 
     threading.Thread(target=_obey, args=(sock, dispatcher), daemon=True).start()
     others = [
-        threading.Thread(target=_work, args=(instance, dispatcher), daemon=True) for instance in instances[1:]
+        threading.Thread(target=_work, args=(instance, dispatcher.next_batch), daemon=True)
+        for instance in instances[1:]
+    ] + [
+        threading.Thread(target=_work, args=(spare, dispatcher.next_spare_batch), daemon=True)
+        for spare in spares
     ]
     for thread in others:
         thread.start()
     control.send(sock, {"type": "ready"})
     # On the main thread: its heap is the one that malloc's thresholds keep whole.
-    _work(instances[0], dispatcher)
+    _work(instances[0], dispatcher.next_batch)
     for thread in others:
         thread.join()
     os._exit(0)
@@ -69,7 +73,7 @@ def run(boot: Boot, sock: socket.socket) -> None:
 
 def _build(
     boot: Boot, settings: Settings, manifests: Sequence[Manifest]
-) -> tuple[list[Instance], Dispatcher]:
+) -> tuple[list[Instance], list[Instance], Dispatcher]:
     clock = MonotonicClock()
     arena = Arena.attach(boot.arena_fd)
     sizes = engine_sizes(settings)
@@ -89,7 +93,7 @@ def _build(
     max_batch = max(plan.buckets[-1] for plan in plans)
     instances: list[Instance] = [
         CpuInstance(arena, dispatcher, runners, max_batch, clock, _log_failure)
-        for _ in range(sizes.instances)
+        for _ in range(sizes.instances + sizes.spares)
     ]
     for model, plan in enumerate(plans):
         for instance in instances:
@@ -99,16 +103,16 @@ def _build(
             "model is warm",
             model=runners[model].signature.name,
             version=runners[model].signature.version,
-            instances=len(instances),
+            instances=sizes.instances,
             target_batch=plan.target_size(model, latency),
             ms_by_bucket={bucket: round(ns / 1e6, 3) for bucket, ns in measured.items()},
         )
-    return instances, dispatcher
+    return instances[: sizes.instances], instances[sizes.instances :], dispatcher
 
 
-def _work(instance: Instance, dispatcher: Dispatcher) -> None:
+def _work(instance: Instance, next_batch: Callable[[], Batch | None]) -> None:
     try:
-        while (batch := dispatcher.next_batch()) is not None:
+        while (batch := next_batch()) is not None:
             instance.run(batch)
     except BaseException:
         # A bug: the batch it held would never end. Die, so that the supervisor ends every request.

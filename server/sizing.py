@@ -18,10 +18,16 @@ CORES_PER_FRONTEND = 4
 
 @dataclass(frozen=True, slots=True)
 class EngineSizes:
-    """How an engine uses its device."""
+    """How an engine uses its device.
+
+    Attributes:
+        instances: with a core of their own each.
+        spares: on the cores of the front ends, for when more is queued than the others take next.
+    """
 
     device: str
     instances: int
+    spares: int
     threads: int
     spin_ns: int
 
@@ -44,10 +50,11 @@ def engine_sizes(settings: Settings) -> EngineSizes:
     # Cores that no front end needs, at least one.
     compute_cores = max(1, cores() - frontends(settings))
     instances = compute_cores if executor.instances == "auto" else executor.instances
+    spares = 1 if executor.instances == "auto" and device == "cpu" and cores() > 1 else 0
     threads = max(1, compute_cores // instances) if executor.cpu_threads == "auto" else executor.cpu_threads
     spin = settings.scheduler.spin_us
     spin_us = (SPIN_AUTO_US if cores() >= SPIN_MIN_CORES else 0) if spin == "auto" else spin
-    return EngineSizes(device, instances, threads, spin_us * 1000)
+    return EngineSizes(device, instances, spares, threads, spin_us * 1000)
 
 
 def batch_plan(settings: Settings, manifest: Manifest) -> BatchPlan:

@@ -154,8 +154,12 @@ def pause(pid: int) -> None:
 
 # With the process ids of the children.
 LOGGING = {"TICKRING_TELEMETRY__LOG_FORMAT": "json", "TICKRING_TELEMETRY__LOG_LEVEL": "debug"}
-# What the limits of the bundled model follow from, whatever the number of cores.
-BUNDLED = {"TICKRING_SERVER__FRONTENDS": "1", "TICKRING_SCHEDULER__SLOTS_PER_FRONTEND": "2048"}
+# Limits and batches that do not follow from the cores and the speed of this machine.
+BUNDLED = {
+    "TICKRING_SERVER__FRONTENDS": "1",
+    "TICKRING_SCHEDULER__ADAPTIVE": "false",
+    "TICKRING_SCHEDULER__SLOTS_PER_FRONTEND": "2048",
+}
 FREE_PORTS = ("--grpc-port=0", "--http-port=0", "--admin-port=0")
 
 

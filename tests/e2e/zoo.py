@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 # Small enough to run full at once: eight slots, four places in the queues of the two lazy classes.
 SETTINGS = {
+    "TICKRING_SERVER__FRONTENDS": "1",
+    "TICKRING_SCHEDULER__ADAPTIVE": "false",
     "TICKRING_SERVER__MAX_IN_FLIGHT_PER_STREAM": "4",
     "TICKRING_SCHEDULER__SLOTS_PER_FRONTEND": "8",
     "TICKRING_SCHEDULER__MAX_BATCH_SIZE": "4",

@@ -231,3 +231,31 @@ def test_no_spinning_where_it_is_off() -> None:
     spin = SpinBudget(limit_ns=0)
     spin.waited(5)
     assert spin.spin_ns() == 0
+
+
+def test_spare_instance_is_invited_when_enough_is_left_behind(make_world: Callable[..., World]) -> None:
+    """With target 8: 31 queued leave 23 behind the first batch, and then 31 - 8 + 9 leave 24."""
+    world = make_world(slots=64)
+    taken: list[Batch | None] = []
+    spare = threading.Thread(target=lambda: taken.append(world.dispatcher.next_spare_batch()))
+    spare.start()
+    world.submit("few", rows=[1.0] * 31)
+    first = world.dispatcher.next_batch()
+    assert first is not None
+    assert len(first.slots) == 8
+    assert spare.is_alive(), "23 left behind are no reason"
+    world.submit("more", rows=[1.0] * 9)
+    second = world.dispatcher.next_batch()
+    assert second is not None
+    spare.join(timeout=10)
+    assert [len(batch.slots) for batch in taken if batch] == [8]
+
+
+def test_stop_ends_a_spare_instance_that_was_never_invited(world: World) -> None:
+    """It does not wait for an invitation that cannot come."""
+    results: list[Batch | None] = []
+    spare = threading.Thread(target=lambda: results.append(world.dispatcher.next_spare_batch()))
+    spare.start()
+    world.dispatcher.stop()
+    spare.join(timeout=10)
+    assert results == [None]

@@ -1,7 +1,15 @@
 import pytest
 
 from scheduler.latency import WarmUpLatency
-from scheduler.policy import BatchPlan, ClassBacklog, Dispatch, WaitUntil, batch_size, decide
+from scheduler.policy import (
+    BatchPlan,
+    ClassBacklog,
+    Dispatch,
+    WaitUntil,
+    batch_size,
+    decide,
+    has_spare_work,
+)
 
 MS = 1_000_000
 NOW = 1_000 * MS
@@ -105,3 +113,16 @@ def test_warm_up_latency_is_monotone_in_the_bucket() -> None:
     latency = WarmUpLatency()
     latency.seed(0, {1: 500, 2: 450, 4: 900, 8: 800})
     assert [latency.predict_ns(0, bucket) for bucket in (1, 2, 4, 8)] == [500, 500, 900, 900]
+
+
+@pytest.mark.parametrize(("depths", "expected"), [([47], False), ([48], True), ([24, 24], True), ([], False)])
+def test_a_spare_instance_helps_only_when_much_is_queued(depths: list[int], expected: bool) -> None:
+    """Three target batches of one model, whatever the classes."""
+    queued = [backlog(cls, depth, 0) for cls, depth in enumerate(depths)]
+    assert has_spare_work(queued, [PLAN], flat_latency()) is expected
+
+
+def test_a_spare_instance_does_not_add_models_up() -> None:
+    """Forty-seven of each of two models are no three full batches of either."""
+    queued = [backlog(0, 47, 0, model=0), backlog(0, 47, 0, model=1)]
+    assert not has_spare_work(queued, [PLAN, PLAN], flat_latency())

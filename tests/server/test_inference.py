@@ -29,6 +29,7 @@ from tests.server.world import FrontEnd, request
 from tickring.v1 import inference_pb2
 
 MS = 1_000_000
+DEADLINE_S = 20.0
 HIGH = PriorityClass.REAL_TIME_TRADING
 LOW = PriorityClass.BACKGROUND_TASKS
 MakeFrontEnd = Callable[..., FrontEnd]
@@ -243,7 +244,27 @@ def open_stream(channel: grpc.aio.Channel) -> Any:
         inference_pb2.PredictStreamRequest.SerializeToString,
         inference_pb2.PredictStreamResponse.FromString,
     )
-    return call()
+    return call(timeout=DEADLINE_S)
+
+
+class Calls:
+    """Follows the calls of one method, which are made all the same."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, of: object, name: str) -> None:
+        self._made: asyncio.Queue[None] = asyncio.Queue()
+        method = getattr(of, name)
+
+        def follow(*arguments: Any, **named: Any) -> Any:
+            self._made.put_nowait(None)
+            return method(*arguments, **named)
+
+        monkeypatch.setattr(of, name, follow)
+
+    async def wait(self, count: int) -> None:
+        """For so many more."""
+        async with asyncio.timeout(DEADLINE_S):
+            for _ in range(count):
+                await self._made.get()
 
 
 def streamed(sequence: int) -> inference_pb2.PredictStreamRequest:
@@ -279,30 +300,55 @@ async def test_bug_while_reading_does_not_look_like_an_end(
         assert await call.code() is grpc.StatusCode.UNKNOWN
 
 
-async def test_stream_reads_no_further_than_it_may(front_end: FrontEnd) -> None:
-    """Two in flight of five sent; the next are read as answers have been written."""
-    service = InferenceService(front_end.desk, 2)
-    asyncio.get_running_loop().add_reader(front_end.frontend_fd, front_end.partition.woken)
-    front_end.partition.woken()
-    async with serving(service) as channel:
+async def test_leaving_a_stream_cancels_what_is_queued(
+    front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine skips it: nothing is computed for somebody who has gone."""
+    pushes, cancels = (Calls(monkeypatch, front_end.partition, name) for name in ("push", "cancel"))
+    async with serving(InferenceService(front_end.desk, 4)) as channel:
+        call = open_stream(channel)
+        for sequence in range(3):
+            await call.write(streamed(sequence))
+        await pushes.wait(3)
+        call.cancel()
+        await cancels.wait(3)
+    front_end.complete(Outcome.RESULT)
+    assert front_end.partition.tally.ended[Outcome.CANCELLED] == 3
+    assert front_end.partition.free_slots == 16
+
+
+async def test_leaving_a_call_cancels_what_is_queued(
+    front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for a call of its own."""
+    pushes, cancels = (Calls(monkeypatch, front_end.partition, name) for name in ("push", "cancel"))
+    async with serving(InferenceService(front_end.desk, 4)) as channel:
+        predict = channel.unary_unary("/tickring.v1.InferenceService/Predict", None, None)
+        call = predict(request(2).SerializeToString(), timeout=DEADLINE_S)
+        await pushes.wait(1)
+        call.cancel()
+        await cancels.wait(1)
+    front_end.complete(Outcome.RESULT)
+    assert front_end.partition.tally.ended[Outcome.CANCELLED] == 2
+    assert front_end.partition.free_slots == 16
+
+
+async def test_stream_reads_no_further_than_it_may(
+    front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two in flight of five sent; the next one is read when an answer has been written."""
+    pushes = Calls(monkeypatch, front_end.partition, "push")
+    tally = front_end.partition.tally
+    async with serving(InferenceService(front_end.desk, 2)) as channel:
         call = open_stream(channel)
         for sequence in range(5):
             await call.write(streamed(sequence))
         await call.done_writing()
-        answered: list[int] = []
-        while len(answered) < 5:
-            backlog = front_end.engine.look()
-            if not backlog:
-                await asyncio.sleep(0)  # gives the server its turn
-                continue
-            assert sum(waiting[2] for waiting in backlog) <= 2
-            slots = np.empty(1, np.uint32)
-            now_ns = _ring.now_ns()
-            front_end.engine.take(0, now_ns, 0, slots)
-            front_end.engine.complete(
-                slots, np.array([Outcome.RESULT], np.uint8), now_ns, now_ns, now_ns, 1, 1
-            )
-            answered.append((await call.read()).sequence)
-        assert answered == list(range(5))
+        await pushes.wait(1)
+        for sequence in range(5):
+            if sequence < 4:
+                await pushes.wait(1)
+            assert tally.admitted == min(5, sequence + 2)
+            front_end.complete(Outcome.RESULT, count=1)
+            assert (await call.read()).sequence == sequence
         assert await call.code() is grpc.StatusCode.OK
-    asyncio.get_running_loop().remove_reader(front_end.frontend_fd)

@@ -21,6 +21,22 @@ HIGH = PriorityClass.REAL_TIME_TRADING
 LOW = PriorityClass.BACKGROUND_TASKS
 
 
+@pytest.mark.parametrize("names", ["x", "k", "xx", "kxk", ""])
+def test_every_input_is_given_exactly_once(names: str) -> None:
+    """Neither twice nor not at all, whatever the others are."""
+    given = {tensor.name: tensor for tensor in request().inputs}
+    with pytest.raises(InvalidRequest, match=r"is given twice|missing"):
+        check(Request(model_name="pair", inputs=[given[name] for name in names]), MODELS, None)
+
+
+def test_scalar_has_a_batch_dimension_too() -> None:
+    """[n], not []."""
+    message = request()
+    del message.inputs[1].shape[:]
+    with pytest.raises(InvalidRequest, match=r"^inputs\[1\].shape: k is \[\], allowed is \[n\]$"):
+        check(message, MODELS, None)
+
+
 @pytest.mark.parametrize("rows", [1, 2, MAX_ROWS])
 def test_payloads_say_where_each_tensor_goes(rows: int) -> None:
     """Offset inside a row, bytes of an item, and the bytes as they came."""
@@ -229,6 +245,7 @@ def test_whatever_comes_is_accepted_or_refused(message: Request, metadata: str |
         return
     assert 1 <= checked.rows <= MAX_ROWS
     assert len(set(checked.outputs)) == len(checked.outputs) > 0
+    assert sorted(payload.offset for payload in checked.payloads) == [0, 64]
     assert all(len(payload.data) == checked.rows * payload.item_bytes for payload in checked.payloads)
 
 

@@ -10,7 +10,9 @@ from scheduler.policy import BatchPlan
 from server import sizing
 from server.repository import Manifest, SchedulerOverrides, load_repository
 from server.settings import bundled_repository, load_settings
-from server.sizing import EngineSizes, batch_plan, engine_sizes, frontends
+from server.sizing import SPIN_AUTO_US, EngineSizes, batch_plan, engine_sizes, frontends
+
+SPIN_NS = SPIN_AUTO_US * 1000
 
 
 @pytest.fixture
@@ -29,25 +31,30 @@ def settings(**tables: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("cores", "expected_frontends", "instances", "spin_ns"),
-    [(1, 1, 1, 0), (2, 1, 1, 0), (3, 1, 2, 0), (4, 1, 3, 1_000_000), (8, 2, 6, 1_000_000)],
+    ("cores", "expected_frontends", "instances", "spares", "spin_ns"),
+    [(1, 1, 1, 0, 0), (2, 1, 1, 1, SPIN_NS), (3, 1, 2, 1, SPIN_NS), (8, 2, 6, 1, SPIN_NS)],
 )
 def test_auto(
-    on_cores: Callable[[int], None], cores: int, expected_frontends: int, instances: int, spin_ns: int
+    on_cores: Callable[[int], None],
+    cores: int,
+    expected_frontends: int,
+    instances: int,
+    spares: int,
+    spin_ns: int,
 ) -> None:
-    """A front end for four cores, a thread on each core that is left, spinning only where one is spare."""
+    """A front end for four cores, a thread on each core that is left, and a spare beside the front ends."""
     on_cores(cores)
     assert frontends(settings()) == expected_frontends
-    assert engine_sizes(settings()) == EngineSizes("cpu", instances, 1, spin_ns)
+    assert engine_sizes(settings()) == EngineSizes("cpu", instances, spares, 1, spin_ns)
 
 
 @pytest.mark.parametrize(
     ("executor", "expected"),
     [
-        ({"instances": 2}, EngineSizes("cpu", 2, 3, 1_000_000)),
-        ({"cpu_threads": 4}, EngineSizes("cpu", 6, 4, 1_000_000)),
-        ({"instances": 64}, EngineSizes("cpu", 64, 1, 1_000_000)),
-        ({"device": "cuda:1"}, EngineSizes("cuda:1", 6, 1, 1_000_000)),
+        ({"instances": 2}, EngineSizes("cpu", 2, 0, 3, SPIN_NS)),
+        ({"cpu_threads": 4}, EngineSizes("cpu", 6, 1, 4, SPIN_NS)),
+        ({"instances": 64}, EngineSizes("cpu", 64, 0, 1, SPIN_NS)),
+        ({"device": "cuda:1"}, EngineSizes("cuda:1", 6, 0, 1, SPIN_NS)),
     ],
 )
 def test_what_is_set_is_used(
