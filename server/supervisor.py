@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Sequence
 
 import structlog
@@ -30,11 +29,10 @@ from server.repository import Repository
 from server.settings import Settings
 from server.sizing import frontends
 
-# A child that dies this soon after its start is restarted with a growing delay.
-YOUNG_S = 10.0
+# A child that served is restarted at once; one that dies before it could, after a growing delay.
 MAX_RESTART_DELAY_S = 5.0
-# Before the service was ever ready, this many early deaths of one child mean that it never will be.
-GIVE_UP_DEATHS = 3
+# Before the service was ever ready, this many failed starts of one child mean that it never will be.
+GIVE_UP_STARTS = 3
 FIRST_RESTART_DELAY_S = 0.1
 # Beyond the grace period, for what the children do after the last RPC has ended.
 STOP_MARGIN_S = 5.0
@@ -56,8 +54,7 @@ class Child:
         self.warm = False  # waits for `attach`
         self.ready = False  # serves
         self.clean = True  # the rings of this place have been reset since its last process attached
-        self.quick_deaths = 0
-        self.started_s = 0.0
+        self.failed_starts = 0  # since it last served
 
     @property
     def alive(self) -> bool:
@@ -182,7 +179,6 @@ class Supervisor:
     def _spawn(self, child: Child) -> None:
         if self._stopping:
             return
-        child.started_s = time.monotonic()
         child.process, child.socket = spawn(
             Boot(
                 role=child.role,
@@ -282,7 +278,7 @@ class Supervisor:
         os.close(child.pidfd)
         child.socket.close()
         code = child.process.wait()
-        was_attached = child.attached
+        was_attached, was_ready = child.attached, child.ready
         child.process = child.socket = None
         child.attached = child.warm = child.ready = False
 
@@ -295,10 +291,9 @@ class Supervisor:
             self._stop_engine_after_frontends()
             return
         log.error("child died", child=child.name, code=code)
-        young = time.monotonic() - child.started_s < YOUNG_S
-        child.quick_deaths = child.quick_deaths + 1 if young else 0
-        if child.quick_deaths >= GIVE_UP_DEATHS and not self._announced:
-            log.error("giving up: it has never been ready", child=child.name, deaths=child.quick_deaths)
+        child.failed_starts = 0 if was_ready else child.failed_starts + 1
+        if child.failed_starts >= GIVE_UP_STARTS and not self._announced:
+            log.error("giving up: it has never been ready", child=child.name, starts=child.failed_starts)
             self._exit_code = 1
             self.drain()
             return
@@ -342,11 +337,8 @@ class Supervisor:
         self._attach_clean()
 
     def _restart(self, child: Child) -> None:
-        # The first restart is immediate; only what keeps dying is held back.
-        delay_s = (
-            min(MAX_RESTART_DELAY_S, FIRST_RESTART_DELAY_S * 2 ** (child.quick_deaths - 2))
-            if child.quick_deaths > 1
-            else 0.0
-        )
+        delay_s = 0.0
+        if child.failed_starts:
+            delay_s = min(MAX_RESTART_DELAY_S, FIRST_RESTART_DELAY_S * 2 ** (child.failed_starts - 1))
         timer = asyncio.get_running_loop().call_later(delay_s, self._spawn, child)
         self._timers.add(timer)
