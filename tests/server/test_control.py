@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from server import control
-from server.boot import Boot
+from server.boot import Boot, spawn
 from server.control import Message
 from tests.server.processes import ENVIRONMENT
 
@@ -185,3 +187,29 @@ def test_child_whose_parent_has_gone_already_ends() -> None:
     with start_parent(str(os.getpid())) as parent:  # not the pid of its parent
         assert parent.stdout is not None
         assert parent.stdout.read() == ""
+
+
+def test_spawned_child_has_the_arena_and_the_eventfds_by_their_numbers() -> None:
+    """They are how everybody finds each other; what else its parent has open is not passed on."""
+    arena_fd, decoy_fd = os.memfd_create("test-arena"), os.memfd_create("test-decoy", 0)
+    eventfds = [os.eventfd(0, os.EFD_CLOEXEC) for _ in range(3)]
+    boot = replace(
+        BOOT,
+        parent_pid=os.getpid(),
+        arena_fd=arena_fd,
+        frontend_eventfds=tuple(eventfds[:2]),
+        engine_eventfds=tuple(eventfds[2:]),
+    )
+    process, ours = spawn(boot)
+    open_there = Path(f"/proc/{process.pid}/fd")
+    try:
+        assert os.readlink(open_there / str(arena_fd)).startswith("/memfd:test-arena")
+        for fd in eventfds:
+            assert os.readlink(open_there / str(fd)) == "anon_inode:[eventfd]"
+        assert not (open_there / str(decoy_fd)).exists()
+    finally:
+        process.kill()
+        process.wait()
+        ours.close()
+        for fd in (arena_fd, decoy_fd, *eventfds):
+            os.close(fd)
