@@ -10,6 +10,7 @@ this script, at once, as an init system would), and the time until the next succ
 import argparse
 import asyncio
 import collections
+import json
 import signal
 import statistics
 import subprocess
@@ -169,25 +170,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--role", default="all", choices=["frontend", "engine", "supervisor", "all"])
+    parser.add_argument("--json", action="store_true", help="one JSON object per role instead of the table")
     parser.add_argument("--generate", metavar="TARGET", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.generate:
         asyncio.run(generate(arguments.generate))
         return 0
     roles = ["frontend", "engine", "supervisor"] if arguments.role == "all" else [arguments.role]
-    print(
-        f"| killed, {arguments.rounds} times | calls by status | last of the cut-off calls ended after "
-        "| next success after: median (max) |"
-    )
-    print("|---|---|---|---|")
+    if not arguments.json:
+        print(
+            f"| killed, {arguments.rounds} times | calls by status | last of the cut-off calls ended after "
+            "| next success after: median (max) |\n|---|---|---|---|"
+        )
     hung = 0
     for role in roles:
         result = kill_rounds(role, arguments.rounds)
         hung += result.hung
-        statuses = ", ".join(f"{name} {count}" for name, count in sorted(result.statuses.items()))
-        recovery = f"{statistics.median(result.recovery_s):.2f} s ({max(result.recovery_s):.2f} s)"
-        print(f"| {role} | {statuses} | {result.slowest_failure_s:.2f} s | {recovery} |", flush=True)
+        print(json.dumps(vars(result)) if arguments.json else table_row(result), flush=True)
     return 1 if hung else 0
+
+
+def table_row(result: Result) -> str:
+    """One row of the table."""
+    statuses = ", ".join(f"{name} {count}" for name, count in sorted(result.statuses.items()))
+    recovery = f"{statistics.median(result.recovery_s):.2f} s ({max(result.recovery_s):.2f} s)"
+    return f"| {result.role} | {statuses} | {result.slowest_failure_s:.2f} s | {recovery} |"
 
 
 if __name__ == "__main__":

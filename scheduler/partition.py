@@ -31,8 +31,8 @@ class Outcome(IntEnum):
 class Submission:
     """The rows of one request while they are with an engine.
 
-    The worst row decides `outcome`. `queue_wait_ns` is the longest wait; the batch fields are of the
-    batch that ended last.
+    The worst row decides `outcome`, and `batch` is the number of its batch. `queue_wait_ns` is the
+    longest wait; size, bucket and compute time are of the batch that ended last.
     """
 
     slots: list[int]
@@ -176,15 +176,16 @@ class Partition:
             pending[slot - first] = None
             ended[outcome] += 1
             outstanding[submission.class_index] -= 1
-            if outcome > submission.outcome:
-                submission.outcome = Outcome(outcome)
+            if outcome >= submission.outcome:
+                submission.batch = batch
+                if outcome > submission.outcome:
+                    submission.outcome = Outcome(outcome)
             wait = dispatched - enqueued
             if wait > submission.queue_wait_ns:
                 submission.queue_wait_ns = wait
             if end >= submission.compute_end_ns:
                 submission.compute_end_ns = end
                 submission.compute_ns = end - dispatched
-                submission.batch = batch
                 submission.batch_size = size
                 submission.batch_bucket = bucket
             submission.remaining -= 1
@@ -230,8 +231,11 @@ class Partition:
 
     def check_integrity(self) -> None:
         """Accounts for every slot and item. Raises AssertionError naming what does not add up."""
-        pending = sum(1 for submission in self._pending if submission is not None)
+        waiting = [submission for submission in self._pending if submission is not None]
+        pending = len(waiting)
         assert self.tally.open == pending == sum(self.outstanding), (self.tally, pending, self.outstanding)
         assert len(set(self._free)) == len(self._free), "a slot is free twice"
         held = len(self._pending) - len(self._free)
-        assert held >= pending, f"{pending} items pending in {held} held slots"
+        # A row that is back keeps its slot until the last of its request is.
+        accounted = sum(len(submission.slots) for submission in {id(s): s for s in waiting}.values())
+        assert held == accounted, f"{held} slots are held, {accounted} by what is waited for"

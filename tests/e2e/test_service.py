@@ -144,13 +144,22 @@ async def test_bypassing_shares_no_batch(channel: grpc.aio.Channel) -> None:
 # -- priority -----------------------------------------------------------------------------------
 
 
-async def shortest_wait_ms(
-    channel: grpc.aio.Channel, message: inference_pb2.PredictRequest, name: str
-) -> float:
-    """Of a few calls, so that a busy machine does not count."""
+async def check_wait(
+    channel: grpc.aio.Channel,
+    message: inference_pb2.PredictRequest,
+    name: str,
+    at_least_ms: float,
+    below_ms: float,
+) -> None:
+    """Every lone call waits at least so long, and one of twenty, on a busy machine, less than so long."""
     metadata = [("tickring-priority", name)] if name else []
-    calls = [(await unary(channel, message, metadata=metadata)).response for _ in range(4)]
-    return min(response.timing.queue_wait_ns for response in calls) / 1e6
+    for _ in range(20):
+        response = (await unary(channel, message, metadata=metadata)).response
+        wait_ms = response.timing.queue_wait_ns / 1e6
+        assert wait_ms >= at_least_ms
+        if wait_ms < below_ms:
+            return
+    pytest.fail(f"the last of twenty calls waited {wait_ms} ms, that is not less than {below_ms}")
 
 
 @pytest.mark.parametrize(
@@ -169,13 +178,13 @@ async def test_priority_from_metadata(
     channel: grpc.aio.Channel, name: str, at_least_ms: float, below_ms: float
 ) -> None:
     """A lone request waits for company as long as its class may: 0, 5 or 20 ms."""
-    assert at_least_ms <= await shortest_wait_ms(channel, window_request(), name) < below_ms
+    await check_wait(channel, window_request(), name, at_least_ms, below_ms)
 
 
 async def test_priority_of_the_request_comes_before_metadata(channel: grpc.aio.Channel) -> None:
     """Both given: the metadata is for all that a client sends, the field for this one."""
     message = window_request(priority=types_pb2.PRIORITY_REAL_TIME_TRADING)
-    assert await shortest_wait_ms(channel, message, "low") < 5
+    await check_wait(channel, message, "low", 0, 5)
 
 
 async def test_priority_of_a_whole_rpc_stream(channel: grpc.aio.Channel) -> None:
