@@ -185,10 +185,6 @@ class Dispatcher:
         self._invited.set()
         self._port.wake()
 
-    def in_flight(self) -> int:
-        """Batches taken and not completed."""
-        return len(self._in_flight)
-
     def _backlog(self) -> list[ClassBacklog]:
         return [ClassBacklog(*waiting) for waiting in self._port.look()]
 

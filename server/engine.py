@@ -136,11 +136,12 @@ def _obey(sock: socket.socket, dispatcher: Dispatcher) -> None:
 
 
 def _log_failure(batch: Batch, error: Exception) -> None:
-    first_line = (str(error).strip().splitlines() or [""])[-1]
+    # The last line: TorchScript puts its own trace above what the model raised.
+    last_line = (str(error).strip().splitlines() or [""])[-1]
     log.error(
         "batch failed",
         batch=batch.number,
         model=batch.model,
         items=len(batch.slots),
-        error=f"{type(error).__name__}: {first_line}",
+        error=f"{type(error).__name__}: {last_line}",
     )

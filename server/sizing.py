@@ -7,9 +7,9 @@ from scheduler.policy import BatchPlan
 from server.repository import Manifest
 from server.settings import Settings
 
-# A core is "spare" for spinning only when this many remain beside it.
-# With two it paid on every load that was tried: the spinning engine yields its core whenever somebody
-# else can use it, and a lone call finds it awake and warm (docs/decisions/0006).
+# The engine spins only where there are this many cores. With two it paid on every load that was tried:
+# the spinning engine yields its core whenever somebody else can use it, and a lone call finds it awake
+# and warm (docs/decisions/0006).
 SPIN_MIN_CORES = 2
 SPIN_AUTO_US = 2000
 # A Python front end saturates about one core; this many of them keep one CPU engine busy.

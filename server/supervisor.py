@@ -84,7 +84,6 @@ class Supervisor:
         self._stopping = False
         self._stopped = asyncio.Event()
         self._exit_code = 0
-        self._timers: set[asyncio.TimerHandle] = set()
 
     # -- life of the service ------------------------------------------------------------------
 
@@ -130,8 +129,6 @@ class Supervisor:
         self._stopping = True
         grace_s = self._settings.server.drain_grace_s
         log.info("draining", grace_s=grace_s)
-        for timer in self._timers:
-            timer.cancel()
         for child in self._frontends:
             if child.attached:
                 child.tell({"type": "drain", "grace_s": grace_s})
@@ -340,5 +337,5 @@ class Supervisor:
         delay_s = 0.0
         if child.failed_starts:
             delay_s = min(MAX_RESTART_DELAY_S, FIRST_RESTART_DELAY_S * 2 ** (child.failed_starts - 1))
-        timer = asyncio.get_running_loop().call_later(delay_s, self._spawn, child)
-        self._timers.add(timer)
+        # Not cancelled by a drain: _spawn starts nothing while stopping.
+        asyncio.get_running_loop().call_later(delay_s, self._spawn, child)
