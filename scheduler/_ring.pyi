@@ -17,6 +17,8 @@ MAX_FRONTENDS: int = 64
 
 MAX_MODELS: int = 64
 
+MAX_BUCKETS: int = 64
+
 MAX_SLOTS_PER_FRONTEND: int = 65536
 
 def now_ns() -> int:
@@ -72,8 +74,41 @@ class Arena:
 
     def scatter_outputs(self, slots: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], offset: int, rows: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None: ...
 
+    def deadlines(self, slots: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], into: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu')]) -> None:
+        """
+        Copies the deadline (ns) of each slot; NO_DEADLINE: none. For the owner of the slots.
+        """
+
     def engine_stats(self, engine: int, /) -> dict[str, Any]:
-        """Counters by name; `ended` is a list by outcome."""
+        """
+        Counters by name; `ended` is a list by outcome. What is not `completed` or `lost` of what was `taken` is in a batch.
+        """
+
+    def frontend_stats(self, frontend: int) -> dict[str, Any]:
+        """
+        `admitted`, `corrupt`, and `ended`: a list by outcome, the last of them LOST.
+        """
+
+    def engine_progress(self, engine: int) -> tuple[int, int]:
+        """
+        Items queued or in a batch, and a count that changes with whatever the engine does to one.
+        """
+
+    def frontend_progress(self, frontend: int) -> tuple[int, int]:
+        """
+        Completions not drained, and a count that changes with every drain of one.
+        """
+
+    def depth(self, engine: int, model: int, cls: int) -> int:
+        """Items queued, over all front ends."""
+
+    def forecast(self, engine: int, model: int) -> dict[str, Any]:
+        """
+        `target` (items), `item_ns`, and `buckets`: tuples of size, median, high and floor (ns).
+        """
+
+    def free_at_ns(self, engine: int) -> int:
+        """When an instance is expected to be free; 0: one is."""
 
 class FrontendPort:
     def __init__(self, arena: Arena, frontend: int, eventfd: int, engine_eventfds: Sequence[int]) -> None: ...
@@ -86,6 +121,24 @@ class FrontendPort:
         """
         Slot, outcome, enqueued, dispatched, compute start and end (ns), batch, its size and bucket.
         """
+
+    def end_unqueued(self, count: int, outcome: int) -> None:
+        """
+        Notes that `count` items were admitted and ended here without ever being pushed.
+        """
+
+    def lose(self, count: int) -> None:
+        """
+        Notes that `count` open items ended here as LOST. ValueError when fewer are open.
+        """
+
+    def depths(self, engine: int) -> list[int]:
+        """
+        Items that wait for an engine, by class, over all front ends and models.
+        """
+
+    def backlog_ns(self, engine: int) -> list[int]:
+        """What those items cost in engine time, by the engine's forecast."""
 
     def arm(self) -> bool: ...
 
@@ -102,11 +155,22 @@ class EnginePort:
         Model, class, depth, smallest key, oldest enqueue and soonest deadline (ns), where depth > 0.
         """
 
-    def take(self, model: int, now_ns: int, expected_ns: int, into: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')]) -> int: ...
+    def take(self, model: int, now_ns: int, expected_ns: int, into: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')], classes: int = 31) -> int:
+        """
+        Fills `into` and returns how many. `classes`: a bit for each it may take, bit 0 the most urgent.
+        """
 
     def complete(self, slots: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], outcomes: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], dispatched_ns: int, compute_start_ns: int, compute_end_ns: int, batch: int, bucket: int) -> None: ...
 
     def discard(self, frontend: int) -> int: ...
+
+    def publish_forecast(self, model: int, target: int, item_ns: int, sizes: Sequence[int], median_ns: Sequence[int], high_ns: Sequence[int], floor_ns: Sequence[int]) -> None:
+        """
+        The last four by bucket. ValueError naming one that is too long or of another length.
+        """
+
+    def publish_free_at(self, ns: int) -> None:
+        """When an instance will be free; 0: one is."""
 
     def wait(self, timeout_ns: int, spin_ns: int) -> bool: ...
 

@@ -1,8 +1,4 @@
-// What lies where in the arena: plain structs, their sizes, and the offsets between them.
-//
-// One arena is one shared mapping (a memfd, or anonymous memory for threads). Every process maps it
-// at an address of its own, so nothing in it is a pointer: only indexes and offsets, and each is
-// checked before use. The layout depends on nothing but `Dimensions`, which the header carries.
+// What lies where in the arena: plain structs, their sizes, and the offsets between them. The layout depends on nothing but `Dimensions`, which the header carries.
 #pragma once
 
 #include <atomic>
@@ -21,12 +17,13 @@ inline constexpr std::size_t kNoFalseSharing = 128;
 inline constexpr std::size_t kPage = 4096;
 
 inline constexpr std::uint64_t kMagic = 0x474e49524b434954;  // "TICKRING", little-endian
-inline constexpr std::uint32_t kLayoutVersion = 1;
+inline constexpr std::uint32_t kLayoutVersion = 2;
 
 inline constexpr std::uint32_t kClasses = 5;
 inline constexpr std::uint32_t kMaxFrontends = 64;
 inline constexpr std::uint32_t kMaxEngines = 16;
 inline constexpr std::uint32_t kMaxModels = 64;
+inline constexpr std::uint32_t kMaxBuckets = 64;
 inline constexpr std::uint32_t kMaxSlotsPerFrontend = 1u << 16;
 inline constexpr std::uint64_t kMaxRowBytes = 1ull << 30;
 inline constexpr std::uint64_t kNoDeadline = std::numeric_limits<std::uint64_t>::max();
@@ -40,6 +37,8 @@ enum class Outcome : std::uint8_t {
   kCancelled = 5,  // its caller left while it was queued
 };
 inline constexpr std::size_t kOutcomes = 6;  // index 0 is never an outcome
+// A front end's own seventh: it ended the item itself, because whoever held it died. Never in a slot.
+inline constexpr std::size_t kLost = kOutcomes;
 
 // A shared atomic must be the bare integer: no lock beside it, no padding.
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
@@ -57,8 +56,8 @@ static_assert(sizeof(RingControl) == 2 * kNoFalseSharing);
 
 struct LaneEntry {
   std::uint64_t key;   // ns, CLOCK_MONOTONIC: enqueue time + slack of the class
-  std::uint32_t slot;  // index over all partitions
-  std::uint32_t reserved;
+  std::uint32_t slot;   // index over all partitions
+  std::uint32_t epoch;  // of the partition when the item was pushed
 };
 static_assert(sizeof(LaneEntry) == 16);
 
@@ -81,11 +80,10 @@ struct SlotHeader {
   alignas(kLine) std::uint64_t enqueued_ns;
   std::uint64_t deadline_ns;  // kNoDeadline: none
   std::uint32_t request;      // the front end's own number; the rows of one request share it
-  std::uint32_t epoch;        // of the partition when the item was pushed
   std::uint8_t exclusive;     // 1: shares a batch with rows of its own request only
   // The one field of the non-owner: the front end sets it while the engine owns the slot.
   std::atomic<std::uint8_t> cancelled;
-  std::uint8_t reserved0[38];
+  std::uint8_t reserved0[42];
   // -- line 1: by the engine, before the completion ---------------------------------------
   alignas(kLine) std::uint64_t dispatched_ns;
   std::uint64_t compute_start_ns;
@@ -99,16 +97,83 @@ struct SlotHeader {
 static_assert(sizeof(SlotHeader) == 128);
 static_assert(offsetof(SlotHeader, dispatched_ns) == kLine);
 
-// Counters of one engine, written by it alone and read by the supervisor.
+// Single writer: a load and a store, no locked instruction. relaxed: a count announces nothing.
+inline void add(std::atomic<std::uint64_t>& counter, std::uint64_t by) {
+  counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
+}
+inline void bump(std::atomic<std::uint64_t>& counter) { add(counter, 1); }
+
+template <std::size_t N>
+std::uint64_t sum(const std::atomic<std::uint64_t> (&counters)[N]) {
+  std::uint64_t total = 0;
+  for (const auto& counter : counters) total += counter.load(std::memory_order_relaxed);
+  return total;
+}
+
+// The books of one front end. They outlive it, and no count ever goes back. Written by the front end
+// alone; between its death and the next start, when nobody else writes, by the supervisor.
+struct FrontendStats {
+  alignas(kNoFalseSharing) std::atomic<std::uint64_t> admitted;  // items pushed
+  std::atomic<std::uint64_t> ended[kOutcomes + 1];               // by Outcome, and kLost
+  std::atomic<std::uint64_t> corrupt;  // completions and rings that failed a bounds check
+
+  // Items admitted and not ended. 0 rather than wrapped around if an engine gone mad ended one twice.
+  std::uint64_t open() const {
+    const std::uint64_t in = admitted.load(std::memory_order_relaxed), out = sum(ended);
+    return in > out ? in - out : 0;
+  }
+};
+static_assert(sizeof(FrontendStats) == kNoFalseSharing);
+
+// The books of one engine, kept like those of a front end.
 struct EngineStats {
-  alignas(kNoFalseSharing) std::atomic<std::uint64_t> taken;
-  std::atomic<std::uint64_t> ended[kOutcomes];  // by Outcome
-  std::atomic<std::uint64_t> discarded;         // of a dead front end, dropped unanswered
+  alignas(kNoFalseSharing) std::atomic<std::uint64_t> taken;  // into a batch
+  std::atomic<std::uint64_t> completed;                       // handed back out of a batch
+  std::atomic<std::uint64_t> lost;                            // died with the engine in a batch
+  std::atomic<std::uint64_t> ended[kOutcomes];                // by Outcome, in a batch or before
+  std::atomic<std::uint64_t> discarded;                       // of a dead front end, dropped unanswered
   std::atomic<std::uint64_t> batches;
   std::atomic<std::uint64_t> corrupt;  // entries or indexes that failed a bounds check
   std::atomic<std::uint64_t> sleeps;
+  std::atomic<std::uint64_t> looks;  // with or without anything queued; see Arena::engine_progress
+
+  // taken == completed + in_batches() + lost. Another process may read the three at different
+  // moments: never below 0.
+  std::uint64_t in_batches() const {
+    const std::uint64_t out =
+        completed.load(std::memory_order_relaxed) + lost.load(std::memory_order_relaxed);
+    const std::uint64_t in = taken.load(std::memory_order_relaxed);
+    return in > out ? in - out : 0;
+  }
 };
 static_assert(sizeof(EngineStats) == kNoFalseSharing);
+
+// What one batch size costs, as the engine measured it.
+struct ForecastBucket {
+  std::atomic<std::uint32_t> size;
+  std::uint32_t reserved;
+  std::atomic<std::uint64_t> median_ns;
+  std::atomic<std::uint64_t> high_ns;
+  std::atomic<std::uint64_t> floor_ns;
+};
+static_assert(sizeof(ForecastBucket) == 32);
+
+// What an engine expects of one model. Written by the engine; front ends and the supervisor read it
+// without a lock, so a reader may see parts of two publications. That is harmless: each number is
+// whole, two publications differ little, and all of it is an estimate.
+struct Forecast {
+  alignas(kNoFalseSharing) std::atomic<std::uint32_t> target;  // the target size, in items
+  std::atomic<std::uint32_t> bucket_count;
+  std::atomic<std::uint64_t> item_ns;  // of engine time that one queued item costs
+  alignas(kNoFalseSharing) ForecastBucket buckets[kMaxBuckets];
+};
+static_assert(sizeof(Forecast) == kNoFalseSharing + kMaxBuckets * sizeof(ForecastBucket));
+
+// Of one engine, written by it: the instant at which an instance is expected to be free; 0: one is.
+struct FreeAt {
+  alignas(kNoFalseSharing) std::atomic<std::uint64_t> ns;
+};
+static_assert(sizeof(FreeAt) == kNoFalseSharing);
 
 struct Dimensions {
   std::uint32_t frontends = 1;
@@ -129,6 +194,9 @@ struct Layout {
   std::uint64_t engine_gates = 0;
   std::uint64_t frontend_gates = 0;
   std::uint64_t engine_stats = 0;
+  std::uint64_t frontend_stats = 0;
+  std::uint64_t forecasts = 0;
+  std::uint64_t free_at = 0;
   std::uint64_t slot_headers = 0;
   std::uint64_t input_slab = 0;
   std::uint64_t output_slab = 0;
@@ -195,6 +263,10 @@ struct Layout {
     layout.engine_gates = place(dims.engines * sizeof(GateState), kNoFalseSharing);
     layout.frontend_gates = place(dims.frontends * sizeof(GateState), kNoFalseSharing);
     layout.engine_stats = place(dims.engines * sizeof(EngineStats), kNoFalseSharing);
+    layout.frontend_stats = place(dims.frontends * sizeof(FrontendStats), kNoFalseSharing);
+    layout.forecasts =
+        place(std::uint64_t{dims.engines} * dims.models * sizeof(Forecast), kNoFalseSharing);
+    layout.free_at = place(dims.engines * sizeof(FreeAt), kNoFalseSharing);
     layout.slot_headers = place(layout.slots() * sizeof(SlotHeader), kNoFalseSharing);
     // Pages of their own, so that a device driver can register the slabs and nothing else.
     layout.input_slab = place(layout.slots() * dims.input_row_bytes, kPage);
@@ -202,143 +274,6 @@ struct Layout {
     layout.total_bytes = round_up(at, kPage);
     return layout;
   }
-};
-
-// First page of the arena. Written by the supervisor; epochs change when a partition is reset.
-struct ArenaHeader {
-  std::uint64_t magic;
-  std::uint32_t layout_version;
-  std::uint32_t reserved;
-  Dimensions dims;
-  std::uint64_t total_bytes;
-  alignas(kLine) std::atomic<std::uint32_t> epoch[kMaxFrontends];
-};
-static_assert(sizeof(ArenaHeader) <= kPage);
-
-// An arena as one process sees it: the mapping and where things are in it. Does not own the mapping.
-class Arena {
- public:
-  // Lays a zeroed buffer out. Throws std::invalid_argument when it is too small or not on a page.
-  static Arena format(void* base, std::uint64_t size, const Dimensions& dims) {
-    check_start(base);
-    const Layout layout = Layout::of(dims);
-    if (size < layout.total_bytes) {
-      throw std::invalid_argument("arena of " + std::to_string(size) + " bytes, needed are " +
-                                  std::to_string(layout.total_bytes));
-    }
-    auto* header = static_cast<ArenaHeader*>(base);
-    header->layout_version = kLayoutVersion;
-    header->dims = layout.dims;
-    header->total_bytes = layout.total_bytes;
-    header->magic = kMagic;  // other processes are started after this; no ordering is needed
-    return Arena(base, layout);
-  }
-
-  // Takes over a formatted buffer, trusting nothing but its size.
-  // Throws std::invalid_argument when it is not an arena of this layout.
-  static Arena attach(void* base, std::uint64_t size) {
-    check_start(base);
-    const auto* header = static_cast<const ArenaHeader*>(base);
-    if (size < kPage || header->magic != kMagic) throw std::invalid_argument("not a tickring arena");
-    if (header->layout_version != kLayoutVersion) {
-      throw std::invalid_argument("arena layout version " + std::to_string(header->layout_version) +
-                                  ", this build speaks " + std::to_string(kLayoutVersion));
-    }
-    const Layout layout = Layout::of(header->dims);
-    if (layout.total_bytes != header->total_bytes || size < layout.total_bytes) {
-      throw std::invalid_argument("arena of " + std::to_string(size) + " bytes, its header says " +
-                                  std::to_string(header->total_bytes) + ", its dimensions need " +
-                                  std::to_string(layout.total_bytes));
-    }
-    return Arena(base, layout);
-  }
-
-  const Layout& layout() const { return layout_; }
-
-  RingControl& lane_control(std::uint64_t lane) const {
-    return at<RingControl>(layout_.lanes + lane * layout_.lane_bytes());
-  }
-  LaneEntry* lane_entries(std::uint64_t lane) const {
-    return &at<LaneEntry>(layout_.lanes + lane * layout_.lane_bytes() + sizeof(RingControl));
-  }
-  RingControl& completion_control(std::uint64_t pair) const {
-    return at<RingControl>(layout_.completions + pair * layout_.completion_bytes());
-  }
-  std::uint32_t* completion_entries(std::uint64_t pair) const {
-    return &at<std::uint32_t>(layout_.completions + pair * layout_.completion_bytes() + sizeof(RingControl));
-  }
-  Doorbell& doorbell(std::uint64_t pair) const {
-    return at<Doorbell>(layout_.doorbells + pair * sizeof(Doorbell));
-  }
-  GateState& engine_gate(std::uint32_t engine) const {
-    return at<GateState>(layout_.engine_gates + engine * sizeof(GateState));
-  }
-  GateState& frontend_gate(std::uint32_t frontend) const {
-    return at<GateState>(layout_.frontend_gates + frontend * sizeof(GateState));
-  }
-  EngineStats& engine_stats(std::uint32_t engine) const {
-    return at<EngineStats>(layout_.engine_stats + engine * sizeof(EngineStats));
-  }
-  SlotHeader& slot(std::uint64_t slot) const {
-    return at<SlotHeader>(layout_.slot_headers + slot * sizeof(SlotHeader));
-  }
-  std::uint8_t* input_row(std::uint64_t slot) const {
-    return &at<std::uint8_t>(layout_.input_slab + slot * layout_.dims.input_row_bytes);
-  }
-  std::uint8_t* output_row(std::uint64_t slot) const {
-    return &at<std::uint8_t>(layout_.output_slab + slot * layout_.dims.output_row_bytes);
-  }
-  std::atomic<std::uint32_t>& epoch(std::uint32_t frontend) const {
-    return at<ArenaHeader>(0).epoch[frontend];
-  }
-
-  // Empties every ring of a front end and starts its next epoch. Only while neither that front end
-  // nor any engine touches them: the supervisor calls it between a death and the next start. A batch in
-  // flight touches them: its completion would give the next front end a slot that it is using.
-  void reset_frontend(std::uint32_t frontend) const {
-    for (std::uint32_t engine = 0; engine < layout_.dims.engines; ++engine) reset_pair(engine, frontend);
-    frontend_gate(frontend).sleeping.store(0, std::memory_order_relaxed);
-    epoch(frontend).fetch_add(1, std::memory_order_release);
-  }
-
-  // Empties every ring of an engine. Only while no front end pushes and the engine is gone.
-  void reset_engine(std::uint32_t engine) const {
-    for (std::uint32_t frontend = 0; frontend < layout_.dims.frontends; ++frontend) {
-      reset_pair(engine, frontend);
-    }
-    engine_gate(engine).sleeping.store(0, std::memory_order_relaxed);
-  }
-
- private:
-  Arena(void* base, const Layout& layout) : base_(static_cast<std::uint8_t*>(base)), layout_(layout) {}
-
-  // Atomics that straddle two cache lines are not atomic, and slabs are registered by the page.
-  static void check_start(const void* base) {
-    if (reinterpret_cast<std::uintptr_t>(base) % kPage != 0) {
-      throw std::invalid_argument("arena does not start on a page of " + std::to_string(kPage) + " bytes");
-    }
-  }
-
-  template <typename T>
-  T& at(std::uint64_t offset) const {
-    return *reinterpret_cast<T*>(base_ + offset);
-  }
-
-  void reset_pair(std::uint32_t engine, std::uint32_t frontend) const {
-    auto reset = [](RingControl& control) {
-      control.head.store(0, std::memory_order_relaxed);
-      control.tail.store(0, std::memory_order_release);
-    };
-    for (std::uint32_t model = 0; model < layout_.dims.models; ++model) {
-      for (std::uint32_t cls = 0; cls < kClasses; ++cls) {
-        reset(lane_control(layout_.lane_index(engine, frontend, model, cls)));
-      }
-    }
-    reset(completion_control(layout_.pair_index(engine, frontend)));
-  }
-
-  std::uint8_t* base_;
-  Layout layout_;
 };
 
 }  // namespace tickring

@@ -13,6 +13,7 @@ namespace {
 // Taken with noconvert(): a converted array is a copy, and what is written into it would be lost.
 using Buffer = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Slots = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Instants = nb::ndarray<std::uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Outcomes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using ConstRows = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -63,6 +64,89 @@ void scatter_outputs(const PyArena& self, const Slots& slots, std::uint64_t offs
   }
 }
 
+void check_engine(const PyArena& self, std::uint32_t engine) {
+  tickring::Layout::check("engine", engine, 0, self.arena.layout().dims.engines - 1);
+}
+
+void check_frontend(const PyArena& self, std::uint32_t frontend) {
+  tickring::Layout::check("frontend", frontend, 0, self.arena.layout().dims.frontends - 1);
+}
+
+void check_model(const PyArena& self, std::uint32_t model) {
+  tickring::Layout::check("model", model, 0, self.arena.layout().dims.models - 1);
+}
+
+void copy_deadlines(const PyArena& self, const Slots& slots, const Instants& into) {
+  tickring::Layout::check("into", into.size(), slots.size(), slots.size());
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    tickring::Layout::check("slot", slots.data()[i], 0, self.arena.layout().slots() - 1);
+  }
+  for (std::size_t i = 0; i < slots.size(); ++i) into.data()[i] = self.arena.slot(slots.data()[i]).deadline_ns;
+}
+
+// relaxed: each count for itself; a reader may see one of them a step ahead of another.
+std::uint64_t count_of(const std::atomic<std::uint64_t>& value) {
+  return value.load(std::memory_order_relaxed);
+}
+
+template <std::size_t N>
+nb::list list_of(const std::atomic<std::uint64_t> (&counters)[N]) {
+  nb::list out;
+  for (const auto& counter : counters) out.append(count_of(counter));
+  return out;
+}
+
+nb::list list_of(const tickring::PerClass& values) {
+  nb::list out;
+  for (const std::uint64_t value : values) out.append(value);
+  return out;
+}
+
+nb::dict engine_stats(const PyArena& self, std::uint32_t engine) {
+  check_engine(self, engine);
+  const tickring::EngineStats& stats = self.arena.engine_stats(engine);
+  nb::dict out;
+  out["taken"] = count_of(stats.taken);
+  out["completed"] = count_of(stats.completed);
+  out["lost"] = count_of(stats.lost);
+  out["ended"] = list_of(stats.ended);
+  out["discarded"] = count_of(stats.discarded);
+  out["batches"] = count_of(stats.batches);
+  out["corrupt"] = count_of(stats.corrupt);
+  out["sleeps"] = count_of(stats.sleeps);
+  return out;
+}
+
+nb::dict frontend_stats(const PyArena& self, std::uint32_t frontend) {
+  check_frontend(self, frontend);
+  const tickring::FrontendStats& stats = self.arena.frontend_stats(frontend);
+  nb::dict out;
+  out["admitted"] = count_of(stats.admitted);
+  out["ended"] = list_of(stats.ended);
+  out["corrupt"] = count_of(stats.corrupt);
+  return out;
+}
+
+nb::dict forecast(const PyArena& self, std::uint32_t engine, std::uint32_t model) {
+  check_engine(self, engine);
+  check_model(self, model);
+  const tickring::Forecast& published = self.arena.forecast(engine, model);
+  nb::dict out;
+  out["target"] = published.target.load(std::memory_order_relaxed);
+  out["item_ns"] = count_of(published.item_ns);
+  // acquire: pairs with publish_forecast(). Bounded: it comes from shared memory.
+  const std::uint32_t count =
+      std::min(published.bucket_count.load(std::memory_order_acquire), tickring::kMaxBuckets);
+  nb::list buckets;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const tickring::ForecastBucket& bucket = published.buckets[i];
+    buckets.append(nb::make_tuple(bucket.size.load(std::memory_order_relaxed), count_of(bucket.median_ns),
+                                  count_of(bucket.high_ns), count_of(bucket.floor_ns)));
+  }
+  out["buckets"] = buckets;
+  return out;
+}
+
 nb::object deadline_or_none(std::uint64_t deadline_ns) {
   if (deadline_ns == tickring::kNoDeadline) return nb::none();
   return nb::int_(deadline_ns);
@@ -76,6 +160,7 @@ NB_MODULE(_ring, m) {
   m.attr("NO_DEADLINE") = tickring::kNoDeadline;
   m.attr("MAX_FRONTENDS") = tickring::kMaxFrontends;
   m.attr("MAX_MODELS") = tickring::kMaxModels;
+  m.attr("MAX_BUCKETS") = tickring::kMaxBuckets;
   m.attr("MAX_SLOTS_PER_FRONTEND") = tickring::kMaxSlotsPerFrontend;
 
   m.def("now_ns", &tickring::now_ns, "CLOCK_MONOTONIC, nanoseconds.");
@@ -125,44 +210,69 @@ NB_MODULE(_ring, m) {
       .def_prop_ro("slots", [](const PyArena& self) { return self.arena.layout().slots(); })
       .def("epoch",
            [](const PyArena& self, std::uint32_t frontend) {
-             tickring::Layout::check("frontend", frontend, 0, self.arena.layout().dims.frontends - 1);
+             check_frontend(self, frontend);
              return self.arena.epoch(frontend).load(std::memory_order_acquire);
            })
       .def("reset_frontend",
            [](const PyArena& self, std::uint32_t frontend) {
-             tickring::Layout::check("frontend", frontend, 0, self.arena.layout().dims.frontends - 1);
+             check_frontend(self, frontend);
              self.arena.reset_frontend(frontend);
            })
       .def("reset_engine",
            [](const PyArena& self, std::uint32_t engine) {
-             tickring::Layout::check("engine", engine, 0, self.arena.layout().dims.engines - 1);
+             check_engine(self, engine);
              self.arena.reset_engine(engine);
            })
       .def("gather_inputs", &gather_inputs, "slots"_a.noconvert(), "offset"_a, "into"_a.noconvert(),
            nb::call_guard<nb::gil_scoped_release>())
       .def("scatter_outputs", &scatter_outputs, "slots"_a.noconvert(), "offset"_a, "rows"_a.noconvert(),
            nb::call_guard<nb::gil_scoped_release>())
+      .def("deadlines", &copy_deadlines, "slots"_a.noconvert(), "into"_a.noconvert(),
+           "Copies the deadline (ns) of each slot; NO_DEADLINE: none. For the owner of the slots.")
+      .def("engine_stats", &engine_stats,
+           nb::sig("def engine_stats(self, engine: int, /) -> dict[str, typing.Any]"),
+           "Counters by name; `ended` is a list by outcome. What is not `completed` or `lost` of what was "
+           "`taken` is in a batch.")
+      .def("frontend_stats", &frontend_stats, "frontend"_a,
+           nb::sig("def frontend_stats(self, frontend: int) -> dict[str, typing.Any]"),
+           "`admitted`, `corrupt`, and `ended`: a list by outcome, the last of them LOST.")
       .def(
-          "engine_stats",
+          "engine_progress",
           [](const PyArena& self, std::uint32_t engine) {
-            tickring::Layout::check("engine", engine, 0, self.arena.layout().dims.engines - 1);
-            const tickring::EngineStats& stats = self.arena.engine_stats(engine);
-            auto get = [](const std::atomic<std::uint64_t>& value) {
-              return value.load(std::memory_order_relaxed);
-            };
-            nb::dict out;
-            out["taken"] = get(stats.taken);
-            nb::list ended;
-            for (const auto& count : stats.ended) ended.append(get(count));
-            out["ended"] = ended;
-            out["discarded"] = get(stats.discarded);
-            out["batches"] = get(stats.batches);
-            out["corrupt"] = get(stats.corrupt);
-            out["sleeps"] = get(stats.sleeps);
-            return out;
+            check_engine(self, engine);
+            const auto [waiting, steps] = self.arena.engine_progress(engine);
+            return nb::make_tuple(waiting, steps);
           },
-          nb::sig("def engine_stats(self, engine: int, /) -> dict[str, typing.Any]"),
-          "Counters by name; `ended` is a list by outcome.");
+          "engine"_a, nb::sig("def engine_progress(self, engine: int) -> tuple[int, int]"),
+          "Items queued or in a batch, and a count that changes with whatever the engine does to one.")
+      .def(
+          "frontend_progress",
+          [](const PyArena& self, std::uint32_t frontend) {
+            check_frontend(self, frontend);
+            const auto [undelivered, delivered] = self.arena.frontend_progress(frontend);
+            return nb::make_tuple(undelivered, delivered);
+          },
+          "frontend"_a, nb::sig("def frontend_progress(self, frontend: int) -> tuple[int, int]"),
+          "Completions not drained, and a count that changes with every drain of one.")
+      .def(
+          "depth",
+          [](const PyArena& self, std::uint32_t engine, std::uint32_t model, std::uint32_t cls) {
+            check_engine(self, engine);
+            check_model(self, model);
+            tickring::Layout::check("class", cls, 0, tickring::kClasses - 1);
+            return self.arena.depth(engine, model, cls);
+          },
+          "engine"_a, "model"_a, "cls"_a, "Items queued, over all front ends.")
+      .def("forecast", &forecast, "engine"_a, "model"_a,
+           nb::sig("def forecast(self, engine: int, model: int) -> dict[str, typing.Any]"),
+           "`target` (items), `item_ns`, and `buckets`: tuples of size, median, high and floor (ns).")
+      .def(
+          "free_at_ns",
+          [](const PyArena& self, std::uint32_t engine) {
+            check_engine(self, engine);
+            return count_of(self.arena.free_at(engine));
+          },
+          "engine"_a, "When an instance is expected to be free; 0: one is.");
 
   nb::class_<tickring::FrontendPort>(m, "FrontendPort")
       .def(
@@ -186,15 +296,33 @@ NB_MODULE(_ring, m) {
       .def("drain",
            [](tickring::FrontendPort& self) {
              nb::list out;
-             self.drain([&out](std::uint32_t slot, const tickring::SlotHeader& header) {
-               out.append(nb::make_tuple(slot, header.outcome, header.enqueued_ns, header.dispatched_ns,
-                                         header.compute_start_ns, header.compute_end_ns, header.batch,
-                                         header.batch_size, header.batch_bucket));
+             self.drain([&out](std::uint32_t slot, tickring::Outcome outcome,
+                               const tickring::SlotHeader& header) {
+               out.append(nb::make_tuple(slot, static_cast<std::uint8_t>(outcome), header.enqueued_ns,
+                                         header.dispatched_ns, header.compute_start_ns,
+                                         header.compute_end_ns, header.batch, header.batch_size,
+                                         header.batch_bucket));
              });
              return out;
            },
            nb::sig("def drain(self) -> list[tuple[int, int, int, int, int, int, int, int, int]]"),
            "Slot, outcome, enqueued, dispatched, compute start and end (ns), batch, its size and bucket.")
+      .def("end_unqueued", &tickring::FrontendPort::end_unqueued, "count"_a, "outcome"_a,
+           "Notes that `count` items were admitted and ended here without ever being pushed.")
+      .def("lose", &tickring::FrontendPort::lose, "count"_a,
+           "Notes that `count` open items ended here as LOST. ValueError when fewer are open.")
+      .def(
+          "depths",
+          [](const tickring::FrontendPort& self, std::uint32_t engine) { return list_of(self.depths(engine)); },
+          "engine"_a, nb::sig("def depths(self, engine: int) -> list[int]"),
+          "Items that wait for an engine, by class, over all front ends and models.")
+      .def(
+          "backlog_ns",
+          [](const tickring::FrontendPort& self, std::uint32_t engine) {
+            return list_of(self.backlog_ns(engine));
+          },
+          "engine"_a, nb::sig("def backlog_ns(self, engine: int) -> list[int]"),
+          "What those items cost in engine time, by the engine's forecast.")
       .def("arm", &tickring::FrontendPort::arm)
       .def("woken", &tickring::FrontendPort::woken)
       .def_prop_ro("first_slot", &tickring::FrontendPort::first_slot);
@@ -221,10 +349,12 @@ NB_MODULE(_ring, m) {
       .def(
           "take",
           [](tickring::EnginePort& self, std::uint32_t model, std::uint64_t now, std::uint64_t expected_ns,
-             nb::ndarray<std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> into) {
-            return self.take(model, into.size(), now, expected_ns, into.data());
+             nb::ndarray<std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> into,
+             std::uint32_t classes) {
+            return self.take(model, into.size(), now, expected_ns, into.data(), classes);
           },
-          "model"_a, "now_ns"_a, "expected_ns"_a, "into"_a.noconvert())
+          "model"_a, "now_ns"_a, "expected_ns"_a, "into"_a.noconvert(), "classes"_a = tickring::kAllClasses,
+          "Fills `into` and returns how many. `classes`: a bit for each it may take, bit 0 the most urgent.")
       .def(
           "complete",
           [](tickring::EnginePort& self, Slots slots, Outcomes outcomes, std::uint64_t dispatched_ns,
@@ -238,6 +368,19 @@ NB_MODULE(_ring, m) {
           "slots"_a.noconvert(), "outcomes"_a.noconvert(), "dispatched_ns"_a, "compute_start_ns"_a,
           "compute_end_ns"_a, "batch"_a, "bucket"_a)
       .def("discard", &tickring::EnginePort::discard, "frontend"_a)
+      .def(
+          "publish_forecast",
+          [](tickring::EnginePort& self, std::uint32_t model, std::uint32_t target, std::uint64_t item_ns,
+             std::vector<std::uint32_t> sizes, std::vector<std::uint64_t> median_ns,
+             std::vector<std::uint64_t> high_ns, std::vector<std::uint64_t> floor_ns) {
+            self.publish_forecast(
+                model, {target, item_ns, std::move(sizes), std::move(median_ns),
+                        std::move(high_ns), std::move(floor_ns)});
+          },
+          "model"_a, "target"_a, "item_ns"_a, "sizes"_a, "median_ns"_a, "high_ns"_a,
+          "floor_ns"_a, "The last four by bucket. ValueError naming one that is too long or of another length.")
+      .def("publish_free_at", &tickring::EnginePort::publish_free_at, "ns"_a,
+           "When an instance will be free; 0: one is.")
       .def("wait", &tickring::EnginePort::wait, "timeout_ns"_a, "spin_ns"_a,
            nb::call_guard<nb::gil_scoped_release>())
       .def("wake", &tickring::EnginePort::wake);

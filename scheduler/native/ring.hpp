@@ -5,11 +5,13 @@
 // that a dead process made. An MPMC ring would stall behind such a claim.
 #pragma once
 
-#include <cerrno>
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <time.h>
 #include <unistd.h>
+
+#include <cerrno>
 
 #include "layout.hpp"
 
@@ -124,11 +126,20 @@ class Gate {
     if (state_->sleeping.load(std::memory_order_seq_cst) != 0) ring();
   }
 
+  // Throws std::invalid_argument when the eventfd is not open in this process. For whoever sets a gate
+  // up: in ring() it would be too late to say so.
+  void check_open() const {
+    if (::fcntl(eventfd_, F_GETFD) >= 0) return;
+    throw std::invalid_argument("eventfd " + std::to_string(eventfd_) + ": " + std::strerror(errno));
+  }
+
   // Wakes the consumer whether or not it sleeps.
   void ring() {
     TICKRING_POINT("before ring");
     const std::uint64_t one = 1;
-    // EAGAIN means the counter is saturated, so the eventfd is readable already.
+    // EAGAIN means the counter is saturated, so the eventfd is readable already. No other error is
+    // reported: the work is visible by now, and after a push or completion that threw its caller would
+    // take back slots that the other side has. A consumer that sleeps on for it is one without progress.
     while (::write(eventfd_, &one, sizeof one) < 0 && errno == EINTR) {
     }
   }

@@ -5,6 +5,7 @@
 // Prints one line per test; exits 1 if one failed. tests/scheduler/native/test_native_build.py runs it
 // plain and under TSan, ASan and UBSan. TSan follows threads only: what two processes do to each other
 // is the same code over the same kind of memory, which is why the threads here share an arena too.
+#include "ring_test_books.hpp"
 #include "ring_test_deaths.hpp"
 #include "ring_test_properties.hpp"
 #include "ring_test_races.hpp"
@@ -27,11 +28,30 @@ constexpr Test kTests[] = {
     TEST(cancelled_and_expired_items_end_without_being_taken),
     TEST(exclusive_item_is_alone_with_its_request),
     TEST(item_of_an_older_epoch_is_dropped_unanswered),
+    TEST(item_of_an_older_epoch_is_dropped_though_its_slot_is_used_again),
     TEST(index_outside_the_arena_is_counted_and_not_followed),
     TEST(tail_beyond_capacity_is_counted_and_closes_the_lane),
     TEST(completion_of_another_front_ends_slot_is_ignored),
     TEST(caller_error_throws_and_hands_nothing_over),
     TEST(slot_that_came_back_fits_into_any_lane),
+    TEST(front_end_counts_what_it_admits_and_how_that_ends),
+    TEST(books_of_a_front_end_close_when_its_partition_is_reset),
+    TEST(books_of_an_engine_close_when_its_rings_are_reset),
+    TEST(item_expired_in_a_batch_is_completed_and_one_expired_before_is_not),
+    TEST(completion_that_makes_no_sense_is_counted),
+    TEST(slot_that_cannot_be_handed_back_leaves_its_batch),
+    TEST(books_with_too_many_ends_stay_closed),
+    TEST(backlog_sums_over_front_ends_and_models),
+    TEST(lane_that_makes_no_sense_counts_for_nothing),
+    TEST(take_leaves_the_lanes_of_other_classes_alone),
+    TEST(steps_change_with_whatever_an_engine_does_to_an_item),
+    TEST(engine_without_progress_keeps_its_count_of_steps),
+    TEST(item_is_among_the_waiting_at_every_point_of_a_take),
+    TEST(front_end_without_progress_keeps_its_position),
+    TEST(forecast_is_read_while_it_is_published),
+    TEST(forecast_of_the_wrong_shape_is_refused_whole),
+    TEST(reset_engine_keeps_its_forecast_but_not_when_it_is_free),
+    TEST(port_with_a_closed_eventfd_is_refused),
     TEST(push_at_any_point_of_a_wait_ends_it),
     TEST(engine_may_fall_asleep_at_any_point_of_a_push),
     TEST(completion_at_any_point_of_arming_is_noticed),

@@ -50,6 +50,7 @@ inline bool producer_dies_at(int point, bool served) {
 
   push(other, 1, {6, 7}, ticket(4, 9));
   CHECK(readable(world.engine_fds[0]));
+  std::uint64_t visible = 0;
   if (served) {
     std::array<unsigned, 10> rows{};
     const List live = take(engine, 64);
@@ -58,17 +59,29 @@ inline bool producer_dies_at(int point, bool served) {
     CHECK(rows[2] == 1 || (rows[2] == 0 && rows[3] == 0));
     CHECK(rows[3] == 2 || (rows[3] == 0 && !survived));
     CHECK_EQUAL(rows[9], 2u);
+    visible = live.size() - 2;
     complete(engine, live);
     CHECK_EQUAL(engine.discard(0), 0u);
   } else {
     const std::uint64_t dropped = engine.discard(0);
     CHECK(dropped == 6 || (!survived && (dropped == 0 || dropped == 3 || dropped == 4)));
+    visible = dropped;
     CHECK(take(engine, 64) == (List{6, 7}));
     complete(engine, {6, 7});
   }
   CHECK(sorted_slots(drain(other)) == (List{6, 7}));
 
+  const tickring::FrontendStats& stats = world.arena.frontend_stats(0);
+  const std::uint64_t admitted = stats.admitted.load();
+  CHECK(admitted == 12 || (!survived && admitted >= 6 + visible));
+  const std::uint64_t drained = stats.ended[1].load(), open = stats.open();
+  CHECK(drained == 5 || drained == 6);
+  CHECK_EQUAL(drained + open, admitted);
   world.arena.reset_frontend(0);
+  CHECK_EQUAL(stats.open(), 0u);
+  CHECK_EQUAL(stats.admitted.load(), admitted);
+  CHECK_EQUAL(stats.ended[1].load(), drained);
+  CHECK_EQUAL(stats.ended[tickring::kLost].load(), open);
   CHECK_EQUAL(world.arena.epoch(0).load(), 1u);
   FrontendPort next = world.frontend(0);
   CHECK(drain(next).empty());
@@ -133,13 +146,20 @@ inline bool engine_dies_at(int point, bool drained) {
       CHECK(!survived || back == pushed[i]);
     }
   }
+  for (FrontendPort& port : ports) port.lose(port.stats().open());
+  const tickring::EngineStats& stats = world.arena.engine_stats(0);
+  const std::uint64_t in_batches = stats.in_batches();
+  CHECK(in_batches <= 4 && (!survived || in_batches == 0));  // the engine runs one batch at a time
   world.arena.reset_engine(0);
+  CHECK_EQUAL(stats.lost.load(), in_batches);
+  CHECK_EQUAL(stats.taken.load(), stats.completed.load() + in_batches);
   CHECK_EQUAL(world.arena.engine_gate(0).sleeping.load(), 0u);
   EnginePort engine = world.engine();
   CHECK(take(engine, 64).empty());
   for (std::uint32_t i = 0; i < 2; ++i) {
     CHECK(drain(ports[i]).empty());  // what is lost does not come back behind its end
     serve_whole_partition(world, ports[i], engine, i);
+    CHECK_EQUAL(ports[i].stats().open(), 0u);
   }
   return !survived;
 }

@@ -147,9 +147,9 @@ inline void run_frontend(const World& world, std::uint32_t frontend, unsigned to
       if (random.below(8) == 0) port.cancel(slots[0]);
       sent += static_cast<unsigned>(rows);
     }
-    const std::size_t drained = port.drain([&](std::uint32_t slot, const SlotHeader& header) {
+    const std::size_t drained = port.drain([&](std::uint32_t slot, Outcome outcome, const SlotHeader&) {
       CHECK_EQUAL(asked.count(slot), 1u);
-      if (header.outcome == static_cast<std::uint8_t>(Outcome::kResult)) {
+      if (outcome == Outcome::kResult) {
         Row row;
         std::memcpy(&row, world.arena.output_row(slot), sizeof row);
         CHECK(same(row, answer_row(question_row(asked[slot]))));

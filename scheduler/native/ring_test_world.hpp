@@ -185,8 +185,8 @@ using Ended = std::vector<std::pair<std::uint32_t, Outcome>>;
 
 inline Ended drain(FrontendPort& port) {
   Ended ended;
-  port.drain([&ended](std::uint32_t slot, const SlotHeader& header) {
-    ended.emplace_back(slot, static_cast<Outcome>(header.outcome));
+  port.drain([&ended](std::uint32_t slot, Outcome outcome, const SlotHeader&) {
+    ended.emplace_back(slot, outcome);
   });
   return ended;
 }
@@ -200,6 +200,16 @@ inline List sorted_slots(const Ended& ended) {
 
 inline std::uint64_t ended_by(const EnginePort& engine, Outcome outcome) {
   return engine.stats().ended[static_cast<std::size_t>(outcome)].load();
+}
+
+// Whether a call is turned away as its caller's mistake.
+inline bool refused(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
 }
 
 inline bool readable(int fd, int timeout_ms = 0) {

@@ -11,7 +11,8 @@ import numpy as np
 from scheduler import _ring
 
 ENGINE = 0
-RESULT, ERROR, NON_FINITE, EXPIRED, CANCELLED = range(1, 6)
+RESULT, ERROR, NON_FINITE, EXPIRED, CANCELLED, LOST = range(1, 7)
+ALL_CLASSES = (1 << _ring.CLASSES) - 1
 
 
 def is_readable(fd: int, timeout_s: float = 0) -> bool:
@@ -71,10 +72,17 @@ class NativeWorld:
         """Pushes the rows of one plain request to the first model."""
         return self.ports[frontend].push(ENGINE, 0, cls, slots, key, key, _ring.NO_DEADLINE, 0, False)
 
-    def take(self, count: int = 64, model: int = 0, now_ns: int = 0, expected_ns: int = 0) -> list[int]:
+    def take(
+        self,
+        count: int = 64,
+        model: int = 0,
+        now_ns: int = 0,
+        expected_ns: int = 0,
+        classes: int = ALL_CLASSES,
+    ) -> list[int]:
         """Slots in the order in which the engine gets them."""
         into = np.empty(count, np.uint32)
-        taken = self.engine.take(model, now_ns, expected_ns, into)
+        taken = self.engine.take(model, now_ns, expected_ns, into, classes)
         return [int(slot) for slot in into[:taken]]
 
     def complete(self, slots: Sequence[int], outcomes: Sequence[int] | None = None) -> None:

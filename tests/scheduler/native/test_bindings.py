@@ -105,15 +105,15 @@ def test_attach_takes_nothing_but_an_arena_of_this_layout() -> None:
     assert attached.slots == 8
 
     header = buffer[:64].view(np.uint32)
-    assert header[2] == 1
-    header[2] = 2
-    with pytest.raises(ValueError, match="layout version 2, this build speaks 1"):
-        _ring.Arena.attach(buffer)
+    assert header[2] == 2
     header[2] = 1
+    with pytest.raises(ValueError, match="layout version 1, this build speaks 2"):
+        _ring.Arena.attach(buffer)
+    header[2] = 2
     header[4] = 65
     with pytest.raises(ValueError, match="frontends is 65"):
         _ring.Arena.attach(buffer)
-    header[4] = 3
+    header[4] = 64
     with pytest.raises(ValueError, match=f"its header says {size}, its dimensions need"):
         _ring.Arena.attach(buffer)
     header[4] = 2
@@ -138,6 +138,8 @@ def test_port_of_an_unknown_end_is_refused(native: NativeWorld) -> None:
         ("frontend is 2", lambda: native.engine.discard(2)),
         ("engine is 1", lambda: native.arena.reset_engine(1)),
         ("engine is 1", lambda: native.arena.engine_stats(1)),
+        ("eventfd 99999: Bad file descriptor", lambda: _ring.FrontendPort(native.arena, 0, 99999, [0])),
+        ("eventfd -1: Bad file descriptor", lambda: _ring.EnginePort(native.arena, 0, 0, [0, -1])),
     ]
     for message, call in bad:
         with pytest.raises(ValueError, match=message):
@@ -212,9 +214,14 @@ def test_take_fills_only_an_array_it_need_not_copy(native: NativeWorld, into: An
     assert native.take() == [1]
 
 
-def test_take_of_an_unknown_model_is_refused(native: NativeWorld) -> None:
+def test_take_of_an_unknown_model_or_class_is_refused(native: NativeWorld) -> None:
+    """The mask has a bit for each class and no more."""
     with pytest.raises(ValueError, match="model is 1, allowed is 0 to 0"):
         native.take(model=1)
+    with pytest.raises(ValueError, match="classes is 32, allowed is 0 to 31"):
+        native.take(classes=0b100000)
+    with pytest.raises(TypeError):
+        native.take(classes=-1)
 
 
 def test_bad_completion_hands_nothing_back(native: NativeWorld) -> None:

@@ -11,9 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from scheduler import _ring
 from tests.scheduler.native.native_world import (
+    ALL_CLASSES,
     CANCELLED,
     ENGINE,
     EXPIRED,
+    LOST,
     RESULT,
     NativeWorld,
     is_readable,
@@ -104,6 +106,14 @@ class FrontendModel:
     epoch: int = 0
     asleep: bool = False
     signalled: bool = False
+    admitted: int = 0
+    outcomes: list[int] = field(default_factory=lambda: [0] * (LOST + 1))
+    drained: int = 0
+
+    @property
+    def open(self) -> int:
+        """Items admitted and not ended."""
+        return self.admitted - sum(self.outcomes)
 
     def deliver(self, ended: list[Ended]) -> None:
         """One flush of the engine."""
@@ -131,6 +141,7 @@ class RingMachine(RuleBasedStateMachine):
         self.engine_signalled = False
         self.counts = Counter[str]()
         self.outcomes = [0] * (CANCELLED + 1)
+        self.item_ns = [0] * MODELS
 
     def teardown(self) -> None:
         self.world.close()
@@ -163,6 +174,7 @@ class RingMachine(RuleBasedStateMachine):
                 submission.exclusive,
             )
             self.pushes += 1
+            own.admitted += len(slots)
             request = (submission.frontend, own.last_request)
             self.lanes[submission.model, submission.cls, submission.frontend] += [
                 Item(slot, key, self.now_ns, deadline_ns, request, submission.exclusive) for slot in slots
@@ -183,6 +195,9 @@ class RingMachine(RuleBasedStateMachine):
         expected = [tuple(vars(ended).values()) for ended in own.ended]
         assert self.world.ports[frontend].drain() == expected
         own.free += [ended.slot for ended in own.ended]
+        for ended in own.ended:
+            own.outcomes[ended.outcome] += 1
+        own.drained += len(own.ended)
         own.ended = []
 
     @rule(frontend=frontends)
@@ -222,12 +237,21 @@ class RingMachine(RuleBasedStateMachine):
         assert self.world.engine.look() == expected
         self.seen_pushes = self.pushes
 
-    @rule(model=models, count=st.integers(0, 12), expected_ns=st.sampled_from([0, 0, 5]))
-    def take(self, model: int, count: int, expected_ns: int) -> None:
+    @rule(
+        model=models,
+        count=st.integers(0, 12),
+        expected_ns=st.sampled_from([0, 0, 5]),
+        classes=st.just(ALL_CLASSES) | st.integers(0, ALL_CLASSES),
+    )
+    def take(self, model: int, count: int, expected_ns: int, classes: int = ALL_CLASSES) -> None:
         batch: list[Item] = []
         unserved: list[list[Ended]] = [[] for _ in range(FRONTENDS)]
         while len(batch) < count:
-            heads = {where: lane[0] for where, lane in self.lanes.items() if lane and where[0] == model}
+            heads = {
+                where: lane[0]
+                for where, lane in self.lanes.items()
+                if lane and where[0] == model and classes >> where[1] & 1
+            }
             if not heads:
                 break
             where = min(heads, key=lambda where: (heads[where].key, *where))
@@ -246,7 +270,7 @@ class RingMachine(RuleBasedStateMachine):
                 times = (item.enqueued_ns, self.now_ns, self.now_ns, self.now_ns)
                 unserved[item.request[0]].append(Ended(item.slot, outcome, *times, 0, 0, 0))
                 self.outcomes[outcome] += 1
-        taken = self.world.take(count, model, self.now_ns, expected_ns)
+        taken = self.world.take(count, model, self.now_ns, expected_ns, classes)
         assert taken == [item.slot for item in batch]
         self.in_flight += batch
         self.counts["taken"] += len(batch)
@@ -277,6 +301,11 @@ class RingMachine(RuleBasedStateMachine):
             self.complete(0, len(self.in_flight), RESULT, count, 0)
         for frontend in range(FRONTENDS):
             self.drain(frontend)
+
+    @rule(model=models, item_ns=st.integers(0, 1000))
+    def forecast(self, model: int, item_ns: int) -> None:
+        self.item_ns[model] = item_ns
+        self.world.engine.publish_forecast(model, 1, item_ns, [], [], [], [])
 
     @rule()
     def wait_without_patience(self) -> None:
@@ -312,16 +341,27 @@ class RingMachine(RuleBasedStateMachine):
         self.world.arena.reset_frontend(frontend)
         self.world.ports[frontend] = self.world.new_frontend(frontend)
         old = self.frontends[frontend]
+        old.outcomes[LOST] += old.open
         self.frontends[frontend] = FrontendModel(
-            self.world.partition(frontend), epoch=old.epoch + 1, signalled=old.signalled
+            self.world.partition(frontend),
+            epoch=old.epoch + 1,
+            signalled=old.signalled,
+            admitted=old.admitted,
+            outcomes=old.outcomes,
         )
 
-    @rule(dies=rarely)
-    def replace_engine(self, dies: bool) -> None:
-        """The front ends stay, with what their ports remember of the rings."""
+    @rule(dies=rarely, drained=st.booleans())
+    def replace_engine(self, dies: bool, drained: bool) -> None:
+        """The front ends stay, with what their ports remember of the rings, and end what is open."""
         if not dies:
             return
+        for frontend, own in enumerate(self.frontends):
+            if drained:
+                self.drain(frontend)
+            self.world.ports[frontend].lose(own.open)
+            own.outcomes[LOST] += own.open
         self.world.arena.reset_engine(ENGINE)
+        self.counts["lost"] += len(self.in_flight)
         self.world.engine = self.world.new_engine()
         self.seen_pushes = 0
         self.in_flight = []
@@ -330,6 +370,7 @@ class RingMachine(RuleBasedStateMachine):
         for index, own in enumerate(self.frontends):
             own.free = self.world.partition(index)
             own.ended = []
+            own.drained = 0
 
     @invariant()
     def signals_agree(self) -> None:
@@ -339,11 +380,26 @@ class RingMachine(RuleBasedStateMachine):
 
     @invariant()
     def counters_agree(self) -> None:
-        counters = ("taken", "discarded", "batches", "corrupt", "sleeps")
+        counters = ("taken", "completed", "lost", "discarded", "batches", "corrupt", "sleeps")
         expected = {name: self.counts[name] for name in counters} | {"ended": self.outcomes}
         assert self.world.arena.engine_stats(ENGINE) == expected
         for index, own in enumerate(self.frontends):
             assert self.world.arena.epoch(index) == own.epoch
+            books = {"admitted": own.admitted, "ended": own.outcomes, "corrupt": 0}
+            assert self.world.arena.frontend_stats(index) == books
+            assert self.world.arena.frontend_progress(index) == (len(own.ended), own.drained)
+
+    @invariant()
+    def backlogs_agree(self) -> None:
+        depths, backlog_ns = [0] * _ring.CLASSES, [0] * _ring.CLASSES
+        for (model, cls, _), lane in self.lanes.items():
+            depths[cls] += len(lane)
+            backlog_ns[cls] += len(lane) * self.item_ns[model]
+        for port in self.world.ports:
+            assert port.depths(ENGINE) == depths
+            assert port.backlog_ns(ENGINE) == backlog_ns
+        waiting, _ = self.world.arena.engine_progress(ENGINE)
+        assert waiting == sum(depths) + len(self.in_flight)
 
     def queued(self, model: int) -> int:
         """Items in the lanes of a model."""
@@ -367,6 +423,7 @@ class RingMachine(RuleBasedStateMachine):
             bucket,
         )
         self.counts["batches"] += 1
+        self.counts["completed"] += len(items)
         self.outcomes[outcome] += len(items)
         facts = (self.now_ns - 1, self.now_ns, end_ns, batch, len(items), bucket)
         for frontend, own in enumerate(self.frontends):
