@@ -9,8 +9,12 @@ One of the idle threads, the leader, holds the turn: it looks at the lanes, asks
 the gate. When there is a batch it gives the turn up and runs the batch itself, so a lone instance
 needs no hand-over between threads at all, and with several the next idle one leads.
 
-A spare instance has no core of its own: it computes on those of the front ends. It never leads; whoever
-takes a batch and leaves enough behind invites it to take one too.
+A reserved instance takes urgent items only, so that one is always free or soon free for them. A spare
+instance has no core of its own: it computes on those of the front ends. It never leads; whoever takes a
+batch and leaves enough behind invites it to take one too.
+
+What a batch took teaches the latency model; what the model predicts is published to the front ends, which
+refuse by it what cannot be done in time.
 """
 
 import math
@@ -24,8 +28,17 @@ import numpy.typing as npt
 
 from scheduler import _ring
 from scheduler.clock import Clock
-from scheduler.latency import LatencyModel
+from scheduler.latency import LearnedLatency
+from scheduler.partition import Outcome
 from scheduler.policy import BatchPlan, ClassBacklog, WaitUntil, decide, has_spare_work
+from scheduler.target import TargetSizes
+from scheduler.turn import Turn
+
+# How often front ends are told what is predicted. Within it a prediction hardly moves.
+PUBLISH_EVERY_NS = 20_000_000
+# Only a batch that was run again in parts ends items so.
+_RUN_AGAIN = (Outcome.ERROR, Outcome.EXPIRED)
+_ALL_CLASSES = (1 << _ring.CLASSES) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +55,7 @@ class Batch:
     slots: npt.NDArray[np.uint32]
     bucket: int
     dispatched_ns: int
+    spare: bool = False  # runs on a core that belongs to front ends: it says nothing about latency
 
 
 class SpinBudget:
@@ -79,64 +93,78 @@ class Dispatcher:
         self,
         port: _ring.EnginePort,
         plans: Sequence[BatchPlan],
-        latency: LatencyModel,
+        latency: LearnedLatency,
         clock: Clock,
+        *,
         spin_limit_ns: int = 0,
+        instances: int = 1,
+        early_refusal: bool = True,
     ) -> None:
+        """Args:
+        instances: those that take any work, without reserved and spare ones.
+        early_refusal: drop what would be done too late, and not only what is too late already.
+        """
         self._port = port
         self._plans = plans
         self._latency = latency
         self._clock = clock
         self._spin = SpinBudget(spin_limit_ns)
-        self._turn = threading.Lock()
+        self._instances = instances
+        self._early_refusal = early_refusal
+        self.targets = TargetSizes(plans, latency)
+        self._turn = Turn(port.wake)
         self._invited = threading.Event()
         self._requests: deque[Callable[[], None]] = deque()
-        # Which batches run, and who waits for their end: touched by every instance thread.
+        # Which batches run, what they teach, and who waits for their end: touched by every instance thread.
         self._ledger = threading.Lock()
         self._in_flight: dict[int, Batch] = {}
         self._departures: list[tuple[set[int], Callable[[], None]]] = []
+        self._published_ns = [0] * len(plans)
         self._batches = 0
         self._stopping = False
 
-    def next_batch(self) -> Batch | None:
+    def next_batch(self, *, reserved: bool = False) -> Batch | None:
         """Blocks until there is something to run; None once stopped. Called by any instance thread."""
-        with self._turn:
-            while not self._stopping:
-                while self._requests:
-                    self._requests.popleft()()
-                step = self.poll()
-                if isinstance(step, Batch):
-                    if has_spare_work(self._backlog(), self._plans, self._latency):
-                        self._invited.set()
-                    return step
-                self._wait(step)
+        while not self._stopping:
+            self._turn.take(reserved=reserved)
+            try:
+                batch = self._lead(reserved)
+            finally:
+                self._turn.pass_on()
+            if batch is not None:
+                return batch
         return None
 
     def next_spare_batch(self) -> Batch | None:
         """Blocks until invited and there is something to run; None once stopped. By a spare instance."""
         while True:
             self._invited.wait()
-            with self._turn:
+            self._turn.take(reserved=False)
+            try:
                 self._invited.clear()  # before the look at _stopping: stop() sets both, that one first
                 if self._stopping:
                     return None
-                step = self.poll()
+                step = self.poll(spare=True)
                 if isinstance(step, Batch):
                     return step
+            finally:
+                self._turn.pass_on()
 
-    def poll(self) -> Batch | WaitUntil:
+    def poll(self, *, reserved: bool = False, spare: bool = False) -> Batch | WaitUntil:
         """One decision, without waiting. Only by the holder of the turn, or in a test."""
         now_ns = self._clock.now_ns()
-        backlog = self._backlog()
-        while backlog:
-            step = decide(backlog, self._plans, self._latency, now_ns)
+        while True:
+            backlog = [ClassBacklog(*waiting) for waiting in self._port.look()]
+            if reserved:
+                backlog = [w for w in backlog if self._plans[w.model].urgent[w.class_index]]
+            step = decide(backlog, self._plans, self.targets.sizes, self._latency, now_ns)
             if isinstance(step, WaitUntil):
                 return step
-            if batch := self._take(step.model, step.count, now_ns):
+            batch = self._take(step.model, step.count, now_ns, reserved=reserved, spare=spare)
+            if batch is not None:
+                self._invite(backlog, batch)
                 return batch
             # All that was due had been cancelled or had expired, and has been answered so.
-            backlog = self._backlog()
-        return WaitUntil(None)
 
     def complete(
         self,
@@ -164,12 +192,32 @@ class Dispatcher:
         )
         with self._ledger:
             del self._in_flight[batch.number]
+            self._tell_when_free()
+            # A batch that was run again in parts says nothing about how long one takes.
+            if not batch.spare and not np.isin(outcomes, _RUN_AGAIN).any():
+                self._learn(batch, compute_end_ns)
             for waiting_for, _ in self._departures:
                 waiting_for.discard(batch.number)
             finished = [done for waiting_for, done in self._departures if not waiting_for]
             self._departures = [departure for departure in self._departures if departure[0]]
         for done in finished:
             done()
+
+    def warm(self) -> None:
+        """Takes up what warm-up has measured. After `latency` is seeded, before the first batch."""
+        self.targets.restart()
+        for model in range(len(self._plans)):
+            self._publish(model, self._clock.now_ns())
+
+    def replan(self, plans: Sequence[BatchPlan]) -> None:
+        """Uses other plans, of the same buckets and budgets, from the next decision on. From any thread."""
+        self._requests.append(lambda: self._replan(plans))
+        self._port.wake()
+
+    def shrink_targets(self, steps: int) -> None:
+        """Pressure on host or device: adaptive targets are this many buckets smaller. From any thread."""
+        self._requests.append(lambda: self.targets.shrink(steps))
+        self._port.wake()
 
     def discard(self, frontend: int, done: Callable[[], None]) -> None:
         """Drops what a dead front end queued; `done()` once no batch holds a slot of it either.
@@ -185,29 +233,86 @@ class Dispatcher:
         self._invited.set()
         self._port.wake()
 
-    def _backlog(self) -> list[ClassBacklog]:
-        return [ClassBacklog(*waiting) for waiting in self._port.look()]
+    def _lead(self, reserved: bool) -> Batch | None:
+        """Waits for a batch; None when stopped, or when the turn should be passed on."""
+        while not self._stopping:
+            while self._requests:
+                self._requests.popleft()()
+            step = self.poll(reserved=reserved)
+            if isinstance(step, Batch):
+                return step
+            if reserved and self._turn.wanted:
+                return None
+            self._wait(step, may_spin=not reserved)
+        return None
 
-    def _take(self, model: int, count: int, now_ns: int) -> Batch | None:
+    def _take(self, model: int, count: int, now_ns: int, *, reserved: bool, spare: bool) -> Batch | None:
+        plan = self._plans[model]
         slots = np.empty(count, dtype=np.uint32)
-        # 0 expected: what can no longer start before its deadline expires here. Refusing what could
-        # start but not finish is the learned latency model's business.
-        taken = self._port.take(model, now_ns, 0, slots)
+        least_ns = 0
+        if self._early_refusal:
+            least_ns = self._latency.least_ns(model, plan.bucket_for(count), now_ns)
+        classes = _mask(plan.urgent) if reserved else _ALL_CLASSES
+        taken = self._port.take(model, now_ns, least_ns, slots, classes)
         if taken == 0:
             return None
         self._batches += 1
-        batch = Batch(self._batches, model, slots[:taken], self._plans[model].bucket_for(taken), now_ns)
+        batch = Batch(self._batches, model, slots[:taken], plan.bucket_for(taken), now_ns, spare)
         with self._ledger:
             self._in_flight[batch.number] = batch
+            self._tell_when_free()
         return batch
 
-    def _wait(self, until: WaitUntil) -> None:
+    def _invite(self, backlog: Sequence[ClassBacklog], batch: Batch) -> None:
+        left = [0] * len(self._plans)
+        for waiting in backlog:
+            left[waiting.model] += waiting.depth
+        left[batch.model] -= len(batch.slots)
+        if not batch.spare and has_spare_work(left, self.targets.sizes):
+            self._invited.set()
+
+    def _wait(self, until: WaitUntil, *, may_spin: bool) -> None:
         started_ns = self._clock.now_ns()
         if until.at_ns is None:
-            self._port.wait(_ring.NO_DEADLINE, self._spin.spin_ns())
-            self._spin.waited(self._clock.now_ns() - started_ns)
+            self._port.wait(_ring.NO_DEADLINE, self._spin.spin_ns() if may_spin else 0)
+            if may_spin:
+                self._spin.waited(self._clock.now_ns() - started_ns)
         else:
             self._port.wait(max(0, until.at_ns - started_ns), 0)
+
+    def _tell_when_free(self) -> None:
+        """Publishes when the next instance is expected to be free. Holds the ledger."""
+        ends = [
+            batch.dispatched_ns + self._latency.predict_ns(batch.model, batch.bucket)
+            for batch in self._in_flight.values()
+            if not batch.spare
+        ]
+        self._port.publish_free_at(min(ends) if len(ends) >= self._instances else 0)
+
+    def _learn(self, batch: Batch, now_ns: int) -> None:
+        """Holds the ledger."""
+        model = batch.model
+        self._latency.observe(model, batch.bucket, now_ns - batch.dispatched_ns, now_ns)
+        self.targets.update(model)
+        if now_ns - self._published_ns[model] >= PUBLISH_EVERY_NS:
+            self._publish(model, now_ns)
+
+    def _publish(self, model: int, now_ns: int) -> None:
+        self._published_ns[model] = now_ns
+        target = self.targets.sizes[model]
+        table = self._latency.table(model)
+        self._port.publish_forecast(
+            model,
+            target,
+            self._latency.predict_ns(model, target) // (target * self._instances),
+            [row.bucket for row in table],
+            [row.median_ns for row in table],
+            [row.high_ns for row in table],
+            [min(row.median_ns, row.seed_ns) for row in table],
+        )
+
+    def _replan(self, plans: Sequence[BatchPlan]) -> None:
+        self._plans = plans
 
     def _discard(self, frontend: int, done: Callable[[], None]) -> None:
         self._port.discard(frontend)
@@ -217,3 +322,7 @@ class Dispatcher:
                 self._departures.append((running, done))
         if not running:
             done()
+
+
+def _mask(classes: Sequence[bool]) -> int:
+    return sum(1 << index for index, member in enumerate(classes) if member)

@@ -1,39 +1,119 @@
-"""How long a batch of a given size takes.
+"""How long a batch of a given size takes: measured at warm-up, then learned from every batch.
 
-The policy asks, the executor's warm-up answers. What is learned while serving (quantiles, drift) plugs
-in behind the same protocol.
+Per model and bucket the newest `WINDOW` durations are kept, and read as quantiles. A window follows drift
+within its length, and a quantile does not care how far out an outlier lies.
 """
 
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
+
+WINDOW = 64
+# What warm-up measured counts as this many batches, so that one odd first batch moves nothing.
+SEED_WEIGHT = 8
+HIGH_QUANTILE = 0.95
+# Nobody is refused on the word of a bucket that has not run for this long: nothing would correct it.
+STALE_NS = 1_000_000_000
 
 
 class LatencyModel(Protocol):
-    """Predicted compute time by model and bucket."""
+    """Predicted time by model and bucket, from dispatch to outputs ready; never less for a larger bucket."""
 
     def predict_ns(self, model: int, bucket: int) -> int:
-        """Nanoseconds from dispatch to outputs ready for a full batch of `bucket` items."""
+        """The median, nanoseconds."""
+        ...
+
+    def high_ns(self, model: int, bucket: int) -> int:
+        """The `HIGH_QUANTILE`, nanoseconds: what to plan with where a deadline hangs on it."""
+        ...
+
+    def least_ns(self, model: int, bucket: int, now_ns: int) -> int:
+        """What to refuse by, nanoseconds: the median, or less where that may be out of date."""
         ...
 
 
-class WarmUpLatency:
-    """What warm-up measured: one figure per bucket, made monotone in the size of the batch."""
+@dataclass(frozen=True, slots=True)
+class BucketLatency:
+    """What is known of one bucket, nanoseconds; `seed` is the warm-up's figure."""
+
+    bucket: int
+    median_ns: int
+    high_ns: int
+    seed_ns: int
+
+
+class _Window:
+    """The newest durations of one bucket, in order of arrival and in order of size."""
+
+    def __init__(self, seed_ns: int) -> None:
+        self.seed_ns = seed_ns
+        self.observed_ns = 0  # when the newest was measured
+        self._recent = deque([seed_ns] * SEED_WEIGHT, maxlen=WINDOW)
+        self._ordered = list(self._recent)
+
+    def add(self, duration_ns: int, now_ns: int) -> None:
+        if len(self._recent) == WINDOW:
+            del self._ordered[bisect_left(self._ordered, self._recent[0])]
+        self._recent.append(duration_ns)
+        insort(self._ordered, duration_ns)
+        self.observed_ns = now_ns
+
+    def quantile(self, q: float) -> int:
+        return self._ordered[int(q * len(self._ordered))]
+
+
+class LearnedLatency:
+    """The latency model of one engine. `observe` is serialised by the caller; reading needs no lock."""
 
     def __init__(self) -> None:
-        self._ns: dict[int, dict[int, int]] = {}
+        self._windows: dict[int, dict[int, _Window]] = {}
+        # What readers see: replaced as a whole, so that they never see half an update.
+        self._known: dict[int, dict[int, BucketLatency]] = {}
 
     def seed(self, model: int, measured_ns: Mapping[int, int]) -> None:
-        """Takes the measurements of one model, bucket size to nanoseconds.
+        """Takes what warm-up measured of one model, bucket to nanoseconds; forgets what was learned."""
+        self._windows[model] = {bucket: _Window(ns) for bucket, ns in sorted(measured_ns.items())}
+        self._settle(model)
 
-        A larger batch cannot really be faster; where noise says so, the larger figure holds for both.
-        """
-        longest = 0
-        monotone = {}
-        for bucket, ns in sorted(measured_ns.items()):
-            longest = max(longest, ns)
-            monotone[bucket] = longest
-        self._ns[model] = monotone
+    def observe(self, model: int, bucket: int, duration_ns: int, now_ns: int) -> None:
+        """Learns from one batch."""
+        window = self._windows.get(model, {}).get(bucket)
+        if window is not None:
+            window.add(duration_ns, now_ns)
+            self._settle(model)
 
     def predict_ns(self, model: int, bucket: int) -> int:
         """See `LatencyModel`; 0 for a model that was never seeded."""
-        return self._ns.get(model, {}).get(bucket, 0)
+        known = self._known.get(model, {}).get(bucket)
+        return known.median_ns if known else 0
+
+    def high_ns(self, model: int, bucket: int) -> int:
+        """See `LatencyModel`; 0 for a model that was never seeded."""
+        known = self._known.get(model, {}).get(bucket)
+        return known.high_ns if known else 0
+
+    def least_ns(self, model: int, bucket: int, now_ns: int) -> int:
+        """See `LatencyModel`; 0 for a model that was never seeded."""
+        known = self._known.get(model, {}).get(bucket)
+        if known is None:
+            return 0
+        if now_ns - self._windows[model][bucket].observed_ns < STALE_NS:
+            return known.median_ns
+        return min(known.median_ns, known.seed_ns)
+
+    def table(self, model: int) -> list[BucketLatency]:
+        """What is known of each bucket, ascending."""
+        return list(self._known.get(model, {}).values())
+
+    def _settle(self, model: int) -> None:
+        """A larger batch cannot really be faster; where noise says so, the larger figure holds for both."""
+        known: dict[int, BucketLatency] = {}
+        median = high = seed = 0
+        for bucket, window in self._windows[model].items():
+            median = max(median, window.quantile(0.5))
+            high = max(high, median, window.quantile(HIGH_QUANTILE))
+            seed = max(seed, window.seed_ns)
+            known[bucket] = BucketLatency(bucket, median, high, seed)
+        self._known[model] = known

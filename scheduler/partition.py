@@ -6,14 +6,12 @@ table of pending slots, so the other finds nothing to end.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from scheduler import _ring
 from scheduler.arena import Arena
-
-# How fast the running mean of the compute time per item follows.
-COST_WEIGHT = 1 / 16
 
 
 class Outcome(IntEnum):
@@ -37,6 +35,7 @@ class Submission:
 
     slots: list[int]
     on_end: Callable[["Submission"], None]
+    model: int
     class_index: int
     remaining: int = 0
     outcome: Outcome = Outcome.RESULT
@@ -48,24 +47,12 @@ class Submission:
     batch_bucket: int = 0
 
 
-@dataclass(slots=True)
-class Tally:
-    """How many items this front end has admitted, and how they ended. Every admitted item ends once."""
-
-    admitted: int = 0
-    ended: list[int] = field(default_factory=lambda: [0] * (len(Outcome) + 1))
-
-    @property
-    def open(self) -> int:
-        """Items admitted and not ended."""
-        return self.admitted - sum(self.ended)
-
-
 class Partition:
     """The slots of one front end. Not thread-safe: it belongs to the event loop."""
 
     def __init__(self, arena: Arena, frontend: int, eventfd: int, engine_eventfds: Sequence[int]) -> None:
         self._arena = arena
+        self._frontend = frontend
         self._port = _ring.FrontendPort(arena.native, frontend, eventfd, list(engine_eventfds))
         self._first = self._port.first_slot
         count = arena.native.slots_per_frontend
@@ -77,21 +64,27 @@ class Partition:
         self._input_row_bytes = arena.native.input_row_bytes
         self._output_row_bytes = arena.native.output_row_bytes
         self._next_request = 0
-        self.tally = Tally()
+        self._unpushed = 0  # items that have slots and are not pushed yet
+        # Items that have slots and have not ended: by class, and by model and class.
         self.outstanding = [0] * _ring.CLASSES
-        self.item_cost_ns = 0.0
+        self.outstanding_by_lane = [0] * (arena.native.models * _ring.CLASSES)
 
     @property
     def free_slots(self) -> int:
         """Slots that a new submission can have."""
         return len(self._free)
 
-    def reserve(self, rows: int, class_index: int, on_end: Callable[[Submission], None]) -> Submission:
+    def reserve(
+        self, rows: int, model: int, class_index: int, on_end: Callable[[Submission], None]
+    ) -> Submission:
         """Takes `rows` free slots. The caller has checked `free_slots`."""
         assert 0 < rows <= len(self._free), (rows, len(self._free))
         slots = self._free[-rows:]
         del self._free[-rows:]
-        return Submission(slots, on_end, class_index, remaining=rows)
+        submission = Submission(slots, on_end, model, class_index, remaining=rows)
+        self._count(submission, rows)
+        self._unpushed += rows
+        return submission
 
     def write_input(self, submission: Submission, offset: int, item_bytes: int, data: bytes) -> None:
         """Copies one tensor, `rows * item_bytes` bytes, to its place in each row's slot."""
@@ -111,7 +104,6 @@ class Partition:
         submission: Submission,
         *,
         engine: int,
-        model: int,
         key: int,
         enqueued_ns: int,
         deadline_ns: int,
@@ -123,13 +115,11 @@ class Partition:
         pending = self._pending
         for slot in slots:
             pending[slot - first] = submission
-        rows = len(slots)
-        self.tally.admitted += rows
-        self.outstanding[submission.class_index] += rows
+        self._unpushed -= len(slots)
         self._next_request = (self._next_request + 1) & 0xFFFFFFFF
         pushed = self._port.push(
             engine,
-            model,
+            submission.model,
             submission.class_index,
             slots,
             key,
@@ -140,23 +130,37 @@ class Partition:
         )
         assert pushed, "a lane has room for every slot of its front end"
 
+    def end_unpushed(self, submission: Submission, outcome: Outcome) -> None:
+        """Ends rows that were reserved and will not be pushed."""
+        rows = len(submission.slots)
+        self._unpushed -= rows
+        self._count(submission, -rows)
+        self._port.end_unqueued(rows, outcome)
+        submission.outcome = outcome
+        submission.remaining = 0
+        submission.on_end(submission)
+
     def cancel(self, submission: Submission) -> None:
         """Asks the engine to skip the rows it has not taken yet. They still come back and end."""
         for slot in submission.slots:
             if self._pending[slot - self._first] is submission:
                 self._port.cancel(slot)
 
+    def backlog_ns(self, engine: int) -> list[int]:
+        """By class, the engine time of what all front ends have queued there, nanoseconds."""
+        return self._port.backlog_ns(engine)
+
+    def depths(self, engine: int) -> list[int]:
+        """By class, the items that all front ends have queued there."""
+        return self._port.depths(engine)
+
+    def input(self, submission: Submission, offset: int, item_bytes: int) -> bytes:
+        """One input tensor of all rows, as it was written. Only from `on_end`, before `release`."""
+        return self._rows(self._inputs, self._input_row_bytes, submission, offset, item_bytes)
+
     def output(self, submission: Submission, offset: int, item_bytes: int) -> bytes:
         """One output tensor of all rows, row by row. Only from `on_end`, before `release`."""
-        outputs = self._outputs
-        stride = self._output_row_bytes
-        slots = submission.slots
-        if len(slots) == 1:
-            start = slots[0] * stride + offset
-            return bytes(outputs[start : start + item_bytes])
-        return b"".join(
-            outputs[slot * stride + offset : slot * stride + offset + item_bytes] for slot in slots
-        )
+        return self._rows(self._outputs, self._output_row_bytes, submission, offset, item_bytes)
 
     def release(self, submission: Submission) -> None:
         """Frees the slots of an ended submission, once, by whoever its `on_end` gave it to."""
@@ -167,15 +171,12 @@ class Partition:
         """Ends whatever the engines have completed; returns how many items that was."""
         pending = self._pending
         first = self._first
-        ended = self.tally.ended
-        outstanding = self.outstanding
         completions = self._port.drain()
         for slot, outcome, enqueued, dispatched, _, end, batch, size, bucket in completions:
             submission = pending[slot - first]
             assert submission is not None, f"slot {slot} completed but not pending"
             pending[slot - first] = None
-            ended[outcome] += 1
-            outstanding[submission.class_index] -= 1
+            self._count(submission, -1)
             if outcome >= submission.outcome:
                 submission.batch = batch
                 if outcome > submission.outcome:
@@ -191,14 +192,7 @@ class Partition:
             submission.remaining -= 1
             if submission.remaining == 0:
                 submission.on_end(submission)
-        if completions:
-            self._learn_cost(completions[-1])
         return len(completions)
-
-    def _learn_cost(self, completion: tuple[int, ...]) -> None:
-        _, _, _, _, start, end, _, size, _ = completion
-        if size:  # 0: ended without a batch
-            self.item_cost_ns += ((end - start) / size - self.item_cost_ns) * COST_WEIGHT
 
     def woken(self) -> None:
         """The eventfd became readable: ends what has come back and goes back to sleep."""
@@ -223,8 +217,8 @@ class Partition:
             for slot in submission.slots:
                 if self._pending[slot - self._first] is submission:
                     self._pending[slot - self._first] = None
-                    self.tally.ended[Outcome.LOST] += 1
-                    self.outstanding[submission.class_index] -= 1
+                    self._port.lose(1)
+                    self._count(submission, -1)
             assert self._pending[index] is None
             submission.outcome = Outcome.LOST
             submission.on_end(submission)
@@ -233,9 +227,33 @@ class Partition:
         """Accounts for every slot and item. Raises AssertionError naming what does not add up."""
         waiting = [submission for submission in self._pending if submission is not None]
         pending = len(waiting)
-        assert self.tally.open == pending == sum(self.outstanding), (self.tally, pending, self.outstanding)
+        books = self.books()
+        assert books["corrupt"] == 0, books
+        assert books["admitted"] - sum(books["ended"]) == pending, (books, pending)
+        outstanding = sum(self.outstanding)
+        assert outstanding == sum(self.outstanding_by_lane) == pending + self._unpushed, (
+            outstanding,
+            pending,
+        )
         assert len(set(self._free)) == len(self._free), "a slot is free twice"
         held = len(self._pending) - len(self._free)
         # A row that is back keeps its slot until the last of its request is.
         accounted = sum(len(submission.slots) for submission in {id(s): s for s in waiting}.values())
+        accounted += self._unpushed
         assert held == accounted, f"{held} slots are held, {accounted} by what is waited for"
+
+    def books(self) -> dict[str, Any]:
+        """Items admitted, and ended by `Outcome`, in all lives of this front end."""
+        return self._arena.native.frontend_stats(self._frontend)
+
+    def _count(self, submission: Submission, rows: int) -> None:
+        self.outstanding[submission.class_index] += rows
+        self.outstanding_by_lane[submission.model * _ring.CLASSES + submission.class_index] += rows
+
+    @staticmethod
+    def _rows(slab: memoryview, stride: int, submission: Submission, offset: int, item_bytes: int) -> bytes:
+        slots = submission.slots
+        if len(slots) == 1:
+            start = slots[0] * stride + offset
+            return bytes(slab[start : start + item_bytes])
+        return b"".join(slab[slot * stride + offset : slot * stride + offset + item_bytes] for slot in slots)

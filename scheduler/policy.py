@@ -3,6 +3,9 @@
 `decide` is asked whenever an instance is free. It sees what is queued and answers with a batch or with
 the instant at which to ask again (a push asks earlier by itself). Keys, and therefore the order, are
 settled before: a batch always takes the smallest keys first.
+
+Classes that cannot stand back for one bulk quantum are urgent, the others are bulk; see
+`scheduler.priority.urgent_classes`.
 """
 
 from collections.abc import Sequence
@@ -13,6 +16,8 @@ from scheduler.latency import LatencyModel
 
 # Target batches that must be queued before a spare instance helps.
 SPARE_BATCHES = 3
+# Bulk rides along with urgent work as long as the batch takes at most this many times as long for it.
+RIDER_COST = 1.1
 
 
 class ClassBacklog(NamedTuple):
@@ -34,18 +39,15 @@ class BatchPlan:
         buckets: batch sizes that are warmed up, ascending, at least one.
         max_wait_ns: by class index, how long the oldest item may wait for company.
         budget_ns: the target size is the largest bucket predicted to fit; None fixes it to the largest.
+        quantum_ns: a batch with bulk in front is cut to the largest bucket predicted to fit; None: never.
+        urgent: by class index, whether the class is urgent.
     """
 
     buckets: tuple[int, ...]
     max_wait_ns: tuple[int, ...]
     budget_ns: int | None
-
-    def target_size(self, model: int, latency: LatencyModel) -> int:
-        """The size that is worth waiting for, and never exceeded; at least the smallest bucket."""
-        if self.budget_ns is None:
-            return self.buckets[-1]
-        fitting = [b for b in self.buckets if latency.predict_ns(model, b) <= self.budget_ns]
-        return fitting[-1] if fitting else self.buckets[0]
+    quantum_ns: int | None = None
+    urgent: tuple[bool, ...] = (True, True, False, False, False)
 
     def bucket_for(self, count: int) -> int:
         """The smallest bucket that holds `count` items."""
@@ -71,7 +73,11 @@ class WaitUntil:
 
 
 def decide(
-    backlog: Sequence[ClassBacklog], plans: Sequence[BatchPlan], latency: LatencyModel, now_ns: int
+    backlog: Sequence[ClassBacklog],
+    plans: Sequence[BatchPlan],
+    targets: Sequence[int],
+    latency: LatencyModel,
+    now_ns: int,
 ) -> Dispatch | WaitUntil:
     """The next step for a free instance.
 
@@ -80,8 +86,10 @@ def decide(
     the one with the smallest key is first.
 
     Args:
-        backlog: the non-empty classes, of any models, in any order.
+        backlog: the non-empty classes, of any models, in any order; for an instance that is reserved for
+            urgent work only those of urgent classes.
         plans: by model index.
+        targets: by model index, the size that is worth waiting for and never exceeded.
     """
     due: dict[int, int] = {}  # model -> instant at which its batch goes
     depth: dict[int, int] = {}
@@ -93,32 +101,29 @@ def decide(
         key[model] = min(key.get(model, waiting.key), waiting.key)
         at_ns = waiting.enqueued_ns + plan.max_wait_ns[waiting.class_index]
         if waiting.deadline_ns is not None:
-            alone_ns = latency.predict_ns(model, plan.bucket_for(min(waiting.depth, plan.buckets[-1])))
+            alone_ns = latency.high_ns(model, plan.bucket_for(min(waiting.depth, plan.buckets[-1])))
             at_ns = min(at_ns, waiting.deadline_ns - alone_ns)
         due[model] = min(due.get(model, at_ns), at_ns)
 
-    targets = {model: plans[model].target_size(model, latency) for model in depth}
     going = [m for m in depth if due[m] <= now_ns or depth[m] >= targets[m]]
     if not going:
         return WaitUntil(min(due.values(), default=None))
     first = min(going, key=key.__getitem__)
-    return Dispatch(first, batch_size(first, plans[first], min(depth[first], targets[first]), latency))
+    queued = [waiting for waiting in backlog if waiting.model == first]
+    count = _count(queued, plans[first], targets[first], latency)
+    return Dispatch(first, _in_time(queued, plans[first], targets[first], count, latency, now_ns))
 
 
-def has_spare_work(
-    backlog: Sequence[ClassBacklog], plans: Sequence[BatchPlan], latency: LatencyModel
-) -> bool:
+def has_spare_work(depth: Sequence[int], targets: Sequence[int]) -> bool:
     """Whether an instance that shares its core with front ends should help out.
 
     Only with full batches, and only while more are queued than the other instances take next: with less
     it would take the core from the front ends, and the queue would be shorter for the wrong reason.
+
+    Args:
+        depth: by model index, the items left behind by the batch just taken.
     """
-    depth: dict[int, int] = {}
-    for waiting in backlog:
-        depth[waiting.model] = depth.get(waiting.model, 0) + waiting.depth
-    return any(
-        queued >= SPARE_BATCHES * plans[model].target_size(model, latency) for model, queued in depth.items()
-    )
+    return any(queued >= SPARE_BATCHES * target for queued, target in zip(depth, targets, strict=True))
 
 
 def batch_size(model: int, plan: BatchPlan, queued: int, latency: LatencyModel) -> int:
@@ -135,3 +140,58 @@ def batch_size(model: int, plan: BatchPlan, queued: int, latency: LatencyModel) 
     upper_ns = latency.predict_ns(model, upper)
     lower_ns = latency.predict_ns(model, lower)
     return queued if queued * lower_ns >= lower * upper_ns else lower
+
+
+def _count(queued: Sequence[ClassBacklog], plan: BatchPlan, target: int, latency: LatencyModel) -> int:
+    """How many items the batch of one model takes, deadlines aside."""
+    model = queued[0].model
+    total = sum(waiting.depth for waiting in queued)
+    urgent = [waiting for waiting in queued if plan.urgent[waiting.class_index]]
+    bulk_key = min((w.key for w in queued if not plan.urgent[w.class_index]), default=None)
+    if not urgent or (bulk_key is not None and bulk_key < min(waiting.key for waiting in urgent)):
+        # Bulk is in front: the batch takes it, and whatever comes next waits for no longer than a quantum.
+        return batch_size(model, plan, min(total, _within_quantum(model, plan, target, latency)), latency)
+
+    wanted = min(sum(waiting.depth for waiting in urgent), target)
+    bucket = plan.bucket_for(batch_size(model, plan, wanted, latency))
+    limit_ns = RIDER_COST * latency.predict_ns(model, bucket)
+    for larger in plan.buckets:
+        if bucket < larger <= target and latency.predict_ns(model, larger) <= limit_ns:
+            bucket = larger
+    return min(total, bucket)  # what would be padding is filled with bulk
+
+
+def _within_quantum(model: int, plan: BatchPlan, target: int, latency: LatencyModel) -> int:
+    if plan.quantum_ns is None:
+        return target
+    fitting = [b for b in plan.buckets if b <= target and latency.predict_ns(model, b) <= plan.quantum_ns]
+    return fitting[-1] if fitting else plan.buckets[0]
+
+
+def _in_time(
+    queued: Sequence[ClassBacklog],
+    plan: BatchPlan,
+    target: int,
+    count: int,
+    latency: LatencyModel,
+    now_ns: int,
+) -> int:
+    """Cuts a batch so that the tightest deadline in it holds, where that helps.
+
+    It helps while what is at least as urgent as the tight item fits one batch. With more queued than that,
+    smaller batches would only make all that waits later, and miss one deadline after another: then
+    the batch goes as it is, and the item that it would be too late for expires instead.
+    """
+    model = queued[0].model
+    tight = min(
+        (w for w in queued if w.deadline_ns is not None), key=lambda w: w.deadline_ns or 0, default=None
+    )
+    if tight is None or tight.deadline_ns is None:
+        return count
+    left_ns = tight.deadline_ns - now_ns
+    if latency.high_ns(model, plan.bucket_for(count)) <= left_ns:
+        return count
+    if sum(w.depth for w in queued if w.class_index <= tight.class_index) > target:
+        return count
+    fitting = [b for b in plan.buckets if b < count and latency.high_ns(model, b) <= left_ns]
+    return fitting[-1] if fitting else count

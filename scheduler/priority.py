@@ -42,7 +42,7 @@ class ClassLimits:
     """What the operator sets for one class.
 
     Attributes:
-        slack_ns: how long the class can stand back; see `key`.
+        slack_ns: how long the class can stand back; see `KeyStamp`.
         max_wait_ns: how long its oldest item may wait for a batch to fill.
         queue_limit: most items admitted and not ended, over all front ends.
         default_timeout_ns: of a request that names no deadline.
@@ -80,16 +80,39 @@ def parse_priority(text: str) -> PriorityClass:
     raise ValueError(f"{text[:_MAX_QUOTED]!r} is no priority, allowed is {ALLOWED}")
 
 
-def key(enqueued_ns: int, limits: ClassLimits) -> int:
-    """The urgency of an item, CLOCK_MONOTONIC nanoseconds; the engine always takes the smallest.
+class KeyStamp:
+    """Gives out the keys of one front end: enqueue time plus slack, CLOCK_MONOTONIC nanoseconds.
 
-    Fixed when the item is enqueued. Waiting a nanosecond is worth a nanosecond of slack, so no aging has
-    to happen later: the order of two queued items never changes, a lane stays a FIFO, and nothing that
-    arrives more than the class's aging horizon after an item can overtake it.
+    The engine always takes the smallest. A key is fixed when the item is enqueued: waiting a nanosecond is
+    worth a nanosecond of slack, so no aging has to happen later, the order of two queued items never
+    changes, and nothing that arrives more than the class's aging horizon after an item can overtake it.
+
+    A lane is a FIFO that is merged by its head, so its keys must never go back. They would when slack is
+    lowered while items are queued; the keys then stand still until time has caught up, which takes as
+    long as slack was lowered by.
     """
-    return enqueued_ns + limits.slack_ns
+
+    def __init__(self, models: int, limits: Sequence[ClassLimits]) -> None:
+        self._last = [0] * (models * CLASS_COUNT)
+        self.change(limits)
+
+    def change(self, limits: Sequence[ClassLimits]) -> None:
+        """Uses other slacks from now on; nothing that is queued moves."""
+        self._slack = [limit.slack_ns for limit in limits]
+
+    def key(self, model: int, class_index: int, enqueued_ns: int) -> int:
+        """The key of an item that is pushed next to its lane."""
+        lane = model * CLASS_COUNT + class_index
+        key = max(enqueued_ns + self._slack[class_index], self._last[lane])
+        self._last[lane] = key
+        return key
 
 
 def aging_horizon_ns(limits: Sequence[ClassLimits], of: PriorityClass) -> int:
     """How much later than an item of class `of` another can arrive and still be taken before it."""
     return limits[of.index].slack_ns - min(limit.slack_ns for limit in limits)
+
+
+def urgent_classes(limits: Sequence[ClassLimits], bulk_quantum_ns: int) -> tuple[bool, ...]:
+    """By class index: whether it cannot stand back for even one bulk quantum; the others are bulk."""
+    return tuple(limit.slack_ns <= bulk_quantum_ns for limit in limits)

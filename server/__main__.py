@@ -3,6 +3,9 @@
 import asyncio
 import os
 import sys
+from functools import partial
+
+import structlog
 
 from server import options
 from server.ports import PortInUse
@@ -15,6 +18,8 @@ from server.telemetry import logs
 
 EXIT_MISUSE = 2
 
+log = structlog.get_logger()
+
 
 def main() -> None:
     """Serves until SIGTERM or SIGINT.
@@ -22,10 +27,11 @@ def main() -> None:
     Exit codes: 0 drained, 1 failed, 2 a setting or the model repository is wrong.
     """
     parsed = options.parse(sys.argv[1:])
+    load = partial(
+        load_settings, parsed.overrides, config=parsed.config, profile=parsed.profile, environ=os.environ
+    )
     try:
-        settings = load_settings(
-            parsed.overrides, config=parsed.config, profile=parsed.profile, environ=os.environ
-        )
+        settings = load()
         if unserved := _not_served_yet(settings):
             raise SettingsError(unserved)
         if parsed.print_config:
@@ -43,7 +49,7 @@ def main() -> None:
 
     logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
     try:
-        sys.exit(asyncio.run(_serve(settings, Supervisor(settings, repository))))
+        sys.exit(asyncio.run(_serve(settings, Supervisor(settings, repository, load))))
     except PortInUse as error:
         sys.exit(f"tickring-server: {error}")
 
@@ -64,8 +70,9 @@ def _not_served_yet(settings: Settings) -> list[Problem]:
 
 
 async def _serve(settings: Settings, supervisor: Supervisor) -> int:
-    probes = ProbeServer(settings.server.host, settings.server.http_port, lambda: supervisor.is_ready)
+    probes = ProbeServer(settings.server.host, settings.server.http_port, supervisor)
     await probes.start()
+    log.info("status and probes", url=f"http://{settings.server.target(probes.port)}")
     try:
         return await supervisor.run()
     finally:

@@ -10,21 +10,26 @@ import structlog
 import uvloop
 from grpc_reflection.v1alpha import reflection
 
+from scheduler import _ring
 from scheduler.arena import Arena
+from scheduler.entrance import Entrance
+from scheduler.forecast import Forecasts
 from scheduler.partition import Partition
 from scheduler.priority import PriorityClass, parse_priority
 from server import collector, control
-from server.admission import Admission
+from server.admission import ENGINE, Admission
 from server.boot import Boot
 from server.models import ModelTable, ServedModel
 from server.repository import Manifest
 from server.rpc import health, inference, models
 from server.settings import Settings
-from server.sizing import frontends
+from server.sizing import bulk_quantum_ns, frontends
 from server.telemetry import logs
 
 # One request holds at most this part of a front end's slots, so that it cannot shut everybody else out.
 MAX_ROWS_PART = 4
+# How often held work is let in when nothing is completed here.
+LET_IN_EVERY_S = 0.002
 EXIT_BUG = 70
 
 log = structlog.get_logger()
@@ -47,6 +52,7 @@ class Frontend:
         self._settings = settings
         self._socket = sock
         self._finished = asyncio.Event()
+        self._held = asyncio.Event()  # something is held at the entrance
         self._draining: asyncio.Task[None] | None = None
         self._health = health.HealthService()
 
@@ -62,10 +68,30 @@ class Frontend:
         arena = Arena.attach(boot.arena_fd)
         eventfd = boot.frontend_eventfds[boot.index]
         self._partition = Partition(arena, boot.index, eventfd, boot.engine_eventfds)
-        self._admission = Admission(self._partition, settings.class_limits, frontends(settings))
-        desk = inference.Desk(self._partition, self._admission, self._models, settings.class_limits)
-        self._inference = inference.InferenceService(desk, settings.server.max_in_flight_per_stream)
+        limits = settings.with_classes(message["classes"]).class_limits
+        forecasts = Forecasts(arena, ENGINE)
+        self._entrance = Entrance(
+            self._partition,
+            forecasts,
+            limits,
+            models=len(boot.manifests),
+            bulk_quantum_ns=bulk_quantum_ns(settings),
+            engine=ENGINE,
+            on_held=self._held.set,
+        )
+        self._admission = Admission(
+            self._partition,
+            self._entrance,
+            forecasts,
+            limits,
+            frontends(settings),
+            early_refusal=settings.scheduler.early_refusal,
+            model_limits=[model.queue_limit for model in self._models],
+        )
+        self._desk = inference.Desk(self._partition, self._entrance, self._admission, self._models, limits)
+        self._inference = inference.InferenceService(self._desk, settings.server.max_in_flight_per_stream)
         asyncio.get_running_loop().add_reader(eventfd, self._woken)
+        self._letting_in = asyncio.create_task(self._let_in())
         self._woken()
 
         self._server = _grpc_server(settings)
@@ -89,9 +115,20 @@ class Frontend:
         control.send(self._socket, {"type": "ready"})
         await self._finished.wait()
 
+    async def _let_in(self) -> None:
+        """Completions let held work in; these rounds are for when those of other front ends make room."""
+        while True:
+            await self._held.wait()
+            await asyncio.sleep(LET_IN_EVERY_S)
+            self._entrance.let_in(_ring.now_ns())
+            if not self._entrance.holds:
+                self._held.clear()
+
     def _woken(self) -> None:
         try:
             self._partition.woken()
+            if self._entrance.holds:
+                self._entrance.let_in(_ring.now_ns())
         except BaseException:
             # A bug, and what it interrupted will not be delivered: better every call of this process
             # ends now, and a new one starts, than that some hang.
@@ -107,6 +144,8 @@ class Frontend:
             case "engine_lost":
                 self._engine_lost()
                 control.send(self._socket, {"type": "engine_lost_ack", "generation": message["generation"]})
+            case "classes":
+                self._desk.change(self._settings.with_classes(message["classes"]).class_limits)
             case "drain":
                 # Kept: the loop has only weak references to its tasks.
                 self._draining = asyncio.create_task(self._drain(message["grace_s"]))
@@ -122,6 +161,7 @@ class Frontend:
         # First the flag, then the ends: a caller that retries at once must not push into these rings.
         self._admission.engine_lost = True
         self._models.ready = False
+        self._entrance.lose_engine()
         self._partition.lose_engine()
         self._set_health(serving=False)
 
@@ -132,7 +172,7 @@ class Frontend:
         self._inference.drain()
         await self._server.stop(grace_s)
         self._partition.drain()
-        log.info("drained", admitted=self._partition.tally.admitted, ended=self._partition.tally.ended)
+        log.info("drained", **self._partition.books())
         control.send(self._socket, {"type": "drained"})
         self._finished.set()
 
@@ -143,11 +183,13 @@ class Frontend:
 
 
 def _served(boot: Boot, settings: Settings) -> Sequence[ServedModel]:
-    share = min(limits.queue_limit for limits in settings.class_limits) // frontends(settings)
-    max_rows = max(1, min(settings.scheduler.slots_per_frontend // MAX_ROWS_PART, share))
+    share = min(limits.queue_limit for limits in settings.class_limits)
+    slots = settings.scheduler.slots_per_frontend // MAX_ROWS_PART
     served = []
     for index, text in enumerate(boot.manifests):
         manifest = Manifest.from_json(text)
+        limit = manifest.scheduler.queue_limit
+        share_of_model = min(share, limit or share) // frontends(settings)
         served.append(
             ServedModel(
                 index=index,
@@ -155,7 +197,8 @@ def _served(boot: Boot, settings: Settings) -> Sequence[ServedModel]:
                 description=manifest.description,
                 format=manifest.format,
                 sha256={version.version: version.sha256 for version in manifest.versions},
-                max_rows=max_rows,
+                max_rows=max(1, min(slots, share_of_model)),
+                queue_limit=limit,
                 default_class=_default_class(manifest, settings),
             )
         )

@@ -16,6 +16,7 @@ class ServedModel:
         index: its lanes in the arena.
         sha256: by version, lower-case hexadecimal.
         max_rows: most rows of one request.
+        queue_limit: most items of one class, over all front ends; None: that of the class alone.
     """
 
     index: int
@@ -25,6 +26,7 @@ class ServedModel:
     sha256: dict[int, str]
     max_rows: int
     default_class: PriorityClass
+    queue_limit: int | None = None
 
 
 class ModelTable:

@@ -1,9 +1,13 @@
-"""HTTP for probes: `/healthz` says that the supervisor runs, `/readyz` that the service serves."""
+"""HTTP on the side: `/healthz` says that the supervisor runs, `/readyz` that the service serves.
+
+`/status` has the books of the service as JSON: what was admitted, how it ended, what is predicted.
+"""
 
 import asyncio
+import json
 import os
-from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any, Protocol
 
 from server.ports import PortInUse
 
@@ -11,13 +15,26 @@ MAX_REQUEST_BYTES = 8192
 REQUEST_TIMEOUT_S = 5.0
 
 
-class ProbeServer:
-    """Answers GET and HEAD of its two paths and closes the connection; anything else is an error."""
+class Service(Protocol):
+    """What is asked about."""
 
-    def __init__(self, host: str, port: int, is_ready: Callable[[], bool]) -> None:
+    @property
+    def is_ready(self) -> bool:
+        """Whether it serves."""
+        ...
+
+    def books(self) -> dict[str, Any]:
+        """See `Supervisor.books`."""
+        ...
+
+
+class ProbeServer:
+    """Answers GET and HEAD of its paths and closes the connection; anything else is an error."""
+
+    def __init__(self, host: str, port: int, service: Service) -> None:
         self._host = host
         self._port = port
-        self._is_ready = is_ready
+        self._service = service
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -64,18 +81,21 @@ class ProbeServer:
             case "/healthz":
                 return HTTPStatus.OK, "ok\n"
             case "/readyz":
-                if self._is_ready():
+                if self._service.is_ready:
                     return HTTPStatus.OK, "ready\n"
                 return HTTPStatus.SERVICE_UNAVAILABLE, "not ready\n"
+            case "/status":
+                return HTTPStatus.OK, json.dumps(self._service.books(), indent=2) + "\n"
             case _:
-                return HTTPStatus.NOT_FOUND, "paths are /healthz and /readyz\n"
+                return HTTPStatus.NOT_FOUND, "paths are /healthz, /readyz and /status\n"
 
 
 def _response(status: HTTPStatus, text: str, *, head_only: bool) -> bytes:
     body = text.encode()
+    kind = "application/json" if text.startswith("{") else "text/plain; charset=utf-8"
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-        f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
         "Connection: close\r\n\r\n"
     )
     return head.encode() if head_only else head.encode() + body

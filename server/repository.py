@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from scheduler import _ring
 from scheduler.priority import ALLOWED, parse_priority
 from scheduler.signature import DataType, ModelSignature, TensorSpec, row_bytes
 from server.problems import shown
-from server.settings import MAX_BATCH_SIZE, MAX_LATENCY_BUDGET_MS, powers_of_two
+from server.settings import MAX_BATCH_SIZE, MAX_COUNT, MAX_LATENCY_BUDGET_MS, powers_of_two
 
 MANIFEST = "model.toml"
 FILES = {"torchscript": "model.pt", "exported_program": "model.pt2"}
@@ -43,7 +43,14 @@ _TOP_KEYS = (
 )
 _TENSOR_KEYS = ("name", "data_type", "shape")
 _VERSION_KEYS = ("sha256",)
-_SCHEDULER_KEYS = ("max_batch_size", "buckets", "latency_budget_ms", "default_priority")
+_SCHEDULER_KEYS = (
+    "max_batch_size",
+    "buckets",
+    "latency_budget_ms",
+    "bulk_quantum_ms",
+    "queue_limit",
+    "default_priority",
+)
 # How TOML calls the Python types.
 _KINDS = {str: "text", bool: "true or false", dict: "a table"}
 
@@ -76,6 +83,8 @@ class SchedulerOverrides:
     max_batch_size: int | None = None
     buckets: tuple[int, ...] | None = None
     latency_budget_ms: float | None = None
+    bulk_quantum_ms: float | None = None
+    queue_limit: int | None = None
     default_priority: str | None = None
 
     def resolve_buckets(self, otherwise: tuple[int, ...]) -> tuple[int, ...]:
@@ -124,12 +133,7 @@ class Manifest:
                 "inputs": [_spec_to_json(spec) for spec in self.inputs],
                 "outputs": [_spec_to_json(spec) for spec in self.outputs],
                 "versions": [[v.version, str(v.path), v.sha256] for v in self.versions],
-                "scheduler": {
-                    "max_batch_size": self.scheduler.max_batch_size,
-                    "buckets": self.scheduler.buckets,
-                    "latency_budget_ms": self.scheduler.latency_budget_ms,
-                    "default_priority": self.scheduler.default_priority,
-                },
+                "scheduler": asdict(self.scheduler),
             }
         )
 
@@ -381,15 +385,19 @@ class _ManifestReader:
         table = self._typed(data, "scheduler", dict, {})
         self._check_keys("scheduler.", table, _SCHEDULER_KEYS)
         size, buckets = table.get("max_batch_size"), table.get("buckets")
-        budget, priority = table.get("latency_budget_ms"), table.get("default_priority")
+        limit, priority = table.get("queue_limit"), table.get("default_priority")
         if size is not None and not _is_size(size):
             self._wrong("scheduler.max_batch_size", size, f"must be 1 to {MAX_BATCH_SIZE}")
         if buckets is not None:
             self._check_buckets(buckets, size)
-        if budget is not None and not (type(budget) in (int, float) and 0 < budget <= MAX_LATENCY_BUDGET_MS):
-            self._wrong(
-                "scheduler.latency_budget_ms", budget, f"must be more than 0, at most {MAX_LATENCY_BUDGET_MS}"
-            )
+        for name in ("latency_budget_ms", "bulk_quantum_ms"):
+            budget = table.get(name)
+            if budget is not None and not _is_budget(budget):
+                self._wrong(
+                    f"scheduler.{name}", budget, f"must be more than 0, at most {MAX_LATENCY_BUDGET_MS}"
+                )
+        if limit is not None and not (type(limit) is int and 1 <= limit <= MAX_COUNT):
+            self._wrong("scheduler.queue_limit", limit, f"must be 1 to {MAX_COUNT}")
         if priority is not None:
             try:
                 priority = parse_priority(str(priority)).label
@@ -397,7 +405,12 @@ class _ManifestReader:
                 self._wrong("scheduler.default_priority", priority, f"must be {ALLOWED}")
         # Whatever was wrong here never leaves `read`.
         return SchedulerOverrides(
-            size, tuple(buckets) if isinstance(buckets, list) else None, budget, priority
+            max_batch_size=size,
+            buckets=tuple(buckets) if isinstance(buckets, list) else None,
+            latency_budget_ms=table.get("latency_budget_ms"),
+            bulk_quantum_ms=table.get("bulk_quantum_ms"),
+            queue_limit=limit,
+            default_priority=priority,
         )
 
     def _check_buckets(self, buckets: object, largest: object) -> None:
@@ -407,6 +420,8 @@ class _ManifestReader:
             self._wrong("scheduler.buckets", buckets, "must strictly ascend")
         elif largest is not None and buckets[-1] != largest:
             self._wrong("scheduler.buckets", buckets, f"must end with max_batch_size, {shown(largest)}")
+        elif len(buckets) > _ring.MAX_BUCKETS:
+            self._wrong("scheduler.buckets", buckets, f"must be at most {_ring.MAX_BUCKETS} sizes")
 
 
 def _is_name(value: object) -> bool:
@@ -427,6 +442,10 @@ def _is_sha256(value: object) -> bool:
 
 def _is_size(value: object) -> bool:
     return type(value) is int and 1 <= value <= MAX_BATCH_SIZE
+
+
+def _is_budget(value: object) -> bool:
+    return isinstance(value, int | float) and value is not True and 0 < value <= MAX_LATENCY_BUDGET_MS
 
 
 def _spec_to_json(spec: TensorSpec) -> list[Any]:

@@ -1,7 +1,7 @@
 """Every setting: its type, its default and its bounds.
 
 Settings come in layers, the later ones winning: defaults, profile, file, environment, command line. They are
-validated once, as a whole, and never change afterwards. Relative paths start from the working directory.
+validated as a whole. Relative paths start from the working directory.
 """
 
 import difflib
@@ -26,6 +26,7 @@ ENV_PREFIX = "TICKRING_"
 DEFAULT_PROFILE = "market_hours"
 MAX_BATCH_SIZE = 4096
 MAX_LATENCY_BUDGET_MS = 60_000
+MAX_COUNT = 1 << 30
 PROFILES = ("market_hours", "off_hours", "stress_test")
 
 _NS_PER_MS = 1_000_000
@@ -98,6 +99,8 @@ def _with_cert(file: Path | None, info: ValidationInfo) -> Path | None:
 def _up_to_max_batch_size(buckets: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
     if list(buckets) != sorted(set(buckets)):
         raise ValueError("must strictly ascend")
+    if len(buckets) > _ring.MAX_BUCKETS:
+        raise ValueError(f"must be at most {_ring.MAX_BUCKETS} sizes")
     largest = info.data.get("max_batch_size")
     if buckets and largest is not None and buckets[-1] != largest:
         raise ValueError(f"must end with max_batch_size, {largest}")
@@ -114,7 +117,7 @@ def _holds_a_batch(slots: int, info: ValidationInfo) -> int:
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Port = Annotated[Whole, Field(ge=0, le=65535)]
-Count = Annotated[Whole, Field(ge=1, le=1 << 30)]
+Count = Annotated[Whole, Field(ge=1, le=MAX_COUNT)]
 Milliseconds = Annotated[Number, Field(ge=0, le=3_600_000)]
 Budget = Annotated[Number, Field(gt=0, le=MAX_LATENCY_BUDGET_MS)]
 Ratio = Annotated[Number, Field(gt=0, le=1)]
@@ -169,7 +172,7 @@ class ModelsTable(_Table):
 
 
 class ClassTable(_Table):
-    """One priority class; `queue_limit` counts items over all front ends."""
+    """One priority class; `queue_limit` counts items over all front ends and models."""
 
     slack_ms: Milliseconds
     max_wait_ms: Milliseconds
@@ -207,13 +210,18 @@ class ClassesTable(_Table):
 
 
 class SchedulerTable(_Table):
-    """How batches are formed. `buckets` empty: the powers of two up to `max_batch_size`."""
+    """How batches are formed. `buckets` empty: the powers of two up to `max_batch_size`.
+
+    `early_refusal`: refuse at the door, or drop from the queue, what cannot be done by its deadline any more,
+    and bulk that would delay urgent work.
+    """
 
     max_batch_size: Annotated[Whole, Field(ge=1, le=MAX_BATCH_SIZE)] = 64
     buckets: Annotated[tuple[Count, ...], AfterValidator(_up_to_max_batch_size)] = ()
     adaptive: bool = True
     latency_budget_ms: Budget = 5.0
     bulk_quantum_ms: Budget = 10.0
+    early_refusal: bool = True
     reserved_instances: Annotated[Whole, Field(ge=0, le=16)] = 0
     spin_us: Annotated[int | Auto, _auto_or(0, 100_000)] = "auto"
     slots_per_frontend: Annotated[
@@ -229,7 +237,11 @@ class SchedulerTable(_Table):
 
 
 class ExecutorTable(_Table):
-    """What models run on."""
+    """What models run on.
+
+    `host_load_high`: load average per core from which batches shrink. `stall_timeout_s`: a process that makes
+    no progress with work before it for so long is restarted.
+    """
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
     instances: Annotated[int | Auto, _auto_or(1, 64)] = "auto"
@@ -241,6 +253,8 @@ class ExecutorTable(_Table):
     gpu_utilization_high: Ratio = 0.9
     gpu_utilization_low: Ratio = 0.7
     memory_utilization_high: Ratio = 0.9
+    host_load_high: Annotated[Number, Field(gt=0)] = 4.0
+    stall_timeout_s: Annotated[Number, Field(ge=0.5, le=3600)] = 5.0
 
 
 class CacheTable(_Table):
@@ -286,11 +300,16 @@ class Settings(_Table):
     telemetry: TelemetryTable = TelemetryTable()
     slo: SloTable = SloTable()
 
-    @cached_property
+    @property
     def class_limits(self) -> tuple[ClassLimits, ...]:
         """By class index."""
         classes = self.scheduler.classes
         return tuple(getattr(classes, member.label).limits() for member in PriorityClass)
+
+    def with_classes(self, classes: object) -> Self:
+        """These settings with another `scheduler.classes` table, as `model_dump` gives it."""
+        table = ClassesTable.model_validate(classes)
+        return self.model_copy(update={"scheduler": self.scheduler.model_copy(update={"classes": table})})
 
     def to_toml(self) -> str:
         """A file that loads back to these settings; what is not set is left out."""

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from scheduler.policy import BatchPlan
+from scheduler.priority import urgent_classes
 from server.repository import Manifest
 from server.settings import Settings
 
@@ -21,12 +22,14 @@ class EngineSizes:
     """How an engine uses its device.
 
     Attributes:
-        instances: with a core of their own each.
+        instances: with a core of their own each, for any work.
+        reserved: the same, for urgent work only.
         spares: on the cores of the front ends, for when more is queued than the others take next.
     """
 
     device: str
     instances: int
+    reserved: int
     spares: int
     threads: int
     spin_ns: int
@@ -49,12 +52,14 @@ def engine_sizes(settings: Settings) -> EngineSizes:
     device = "cpu" if executor.device == "auto" else executor.device
     # Cores that no front end needs, at least one.
     compute_cores = max(1, cores() - frontends(settings))
-    instances = compute_cores if executor.instances == "auto" else executor.instances
+    wanted = compute_cores if executor.instances == "auto" else executor.instances
+    # One at least takes any work, or bulk would never run.
+    reserved = min(settings.scheduler.reserved_instances, wanted - 1)
     spares = 1 if executor.instances == "auto" and device == "cpu" and cores() > 1 else 0
-    threads = max(1, compute_cores // instances) if executor.cpu_threads == "auto" else executor.cpu_threads
+    threads = max(1, compute_cores // wanted) if executor.cpu_threads == "auto" else executor.cpu_threads
     spin = settings.scheduler.spin_us
     spin_us = (SPIN_AUTO_US if cores() >= SPIN_MIN_CORES else 0) if spin == "auto" else spin
-    return EngineSizes(device, instances, spares, threads, spin_us * 1000)
+    return EngineSizes(device, wanted - reserved, reserved, spares, threads, spin_us * 1000)
 
 
 def batch_plan(settings: Settings, manifest: Manifest) -> BatchPlan:
@@ -62,8 +67,16 @@ def batch_plan(settings: Settings, manifest: Manifest) -> BatchPlan:
     scheduler = settings.scheduler
     overrides = manifest.scheduler
     budget_ms = overrides.latency_budget_ms or scheduler.latency_budget_ms
+    quantum_ms = overrides.bulk_quantum_ms or scheduler.bulk_quantum_ms
     return BatchPlan(
         buckets=overrides.resolve_buckets(scheduler.resolved_buckets),
         max_wait_ns=tuple(limits.max_wait_ns for limits in settings.class_limits),
         budget_ns=int(budget_ms * 1e6) if scheduler.adaptive else None,
+        quantum_ns=int(quantum_ms * 1e6),
+        urgent=urgent_classes(settings.class_limits, bulk_quantum_ns(settings)),
     )
+
+
+def bulk_quantum_ns(settings: Settings) -> int:
+    """The quantum that divides urgent classes from bulk; a model's own may cut its batches further."""
+    return int(settings.scheduler.bulk_quantum_ms * 1e6)

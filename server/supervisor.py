@@ -9,6 +9,9 @@ only while nobody can touch them:
                        then the engine's rings are reset and its successor may attach
 
 A successor is spawned at once and prepares meanwhile; only its `attach` waits for the reset.
+
+A child that hangs is killed, which makes it one that died: an engine that does nothing with items queued,
+a front end that does not fetch what is completed for it.
 """
 
 import asyncio
@@ -17,14 +20,18 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 
 from scheduler.arena import Arena, Dimensions
 from server import control
+from server.books import books
 from server.boot import Boot, spawn
+from server.liveness import Progress
 from server.ports import reserve_port
+from server.problems import SettingsError
 from server.repository import Repository
 from server.settings import Settings
 from server.sizing import frontends
@@ -36,6 +43,9 @@ GIVE_UP_STARTS = 3
 FIRST_RESTART_DELAY_S = 0.1
 # Beyond the grace period, for what the children do after the last RPC has ended.
 STOP_MARGIN_S = 5.0
+CHECK_EVERY_S = 0.25
+# A batch may take this many times what is predicted for the largest before its engine counts as stuck.
+STALL_BATCHES = 5
 
 log = structlog.get_logger()
 
@@ -55,6 +65,8 @@ class Child:
         self.ready = False  # serves
         self.clean = True  # the rings of this place have been reset since its last process attached
         self.failed_starts = 0  # since it last served
+        self.restarts = 0
+        self.progress = Progress(CHECK_EVERY_S)
 
     @property
     def alive(self) -> bool:
@@ -72,8 +84,12 @@ class Child:
 class Supervisor:
     """One service, from start to drained."""
 
-    def __init__(self, settings: Settings, repository: Repository) -> None:
+    def __init__(
+        self, settings: Settings, repository: Repository, reload: Callable[[], Settings] | None = None
+    ) -> None:
+        """`reload` reads the settings again, for SIGHUP; it may raise SettingsError."""
         self._settings = settings
+        self._reload = reload
         self._repository = repository
         self._engine = Child("engine", 0)
         self._frontends = [Child("frontend", index) for index in range(frontends(settings))]
@@ -84,6 +100,7 @@ class Supervisor:
         self._stopping = False
         self._stopped = asyncio.Event()
         self._exit_code = 0
+        self._create_arena()
 
     # -- life of the service ------------------------------------------------------------------
 
@@ -96,12 +113,14 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         # Held open, without listening, so that front ends share it and nobody else takes it between.
         self._reservation = reserve_port(self._settings.server.host, self._settings.server.grpc_port)
-        self._create_arena()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         for child in self._children():
             self._spawn(child)
+        checking = asyncio.create_task(self._check_progress())
         await self._stopped.wait()
+        checking.cancel()
         return self._exit_code
 
     @property
@@ -114,6 +133,33 @@ class Supervisor:
     def is_ready(self) -> bool:
         """Whether every process serves and every model is warm."""
         return not self._stopping and all(child.ready for child in self._children())
+
+    def books(self) -> dict[str, Any]:
+        """What was admitted, how it ended, and what is predicted, as JSON values."""
+        names = [manifest.name for manifest in self._repository.manifests]
+        return books(self._arena, names, {child.name: child.restarts for child in self._children()})
+
+    def reload(self) -> None:
+        """Takes up what the settings say now of the classes; the rest of a change needs a restart."""
+        if self._reload is None or self._stopping:
+            return
+        try:
+            wanted = self._reload()
+        except SettingsError as error:
+            log.error("settings not reloaded, nothing was changed", problems=str(error).splitlines())
+            return
+        classes = wanted.scheduler.classes.model_dump()
+        usable = self._settings.with_classes(classes)
+        if wanted != usable:
+            log.warning("only [scheduler.classes] changes without a restart, the rest stays as it was")
+        if usable == self._settings:
+            log.info("settings reloaded, no class has changed")
+            return
+        self._settings = usable
+        for child in self._children():
+            if child.attached:
+                child.tell({"type": "classes", "classes": classes})
+        log.info("classes changed", classes=classes)
 
     def drain(self) -> None:
         """Ends the service: nothing new is taken, what is in flight ends, then the children do.
@@ -205,19 +251,25 @@ class Supervisor:
         if self._engine.warm and self._engine.clean and not self._engine.attached:
             self._engine.attached = True
             self._engine.clean = False
-            self._engine.tell({"type": "attach"})
+            self._engine.progress.reset()
+            self._engine.tell({"type": "attach", "classes": self._classes()})
         for child in self._frontends:
             # Not while a lost engine's rings wait for their reset: those pairs are its rings too.
             if child.warm and child.clean and not child.attached and self._engine_settled():
                 child.attached = True
                 child.clean = False
+                child.progress.reset()
                 child.tell(
                     {
                         "type": "attach",
+                        "classes": self._classes(),
                         "engine_ready": self._engine.ready,
                         "engine_lost": self._generation > 0 and not self._engine.ready,
                     }
                 )
+
+    def _classes(self) -> dict[str, Any]:
+        return self._settings.scheduler.classes.model_dump()
 
     def _engine_settled(self) -> bool:
         return self._engine.attached or self._engine.clean
@@ -261,6 +313,43 @@ class Supervisor:
                 models=[manifest.name for manifest in self._repository.manifests],
                 frontends=len(self._frontends),
             )
+
+    # -- hangs --------------------------------------------------------------------------------
+
+    async def _check_progress(self) -> None:
+        native = self._arena.native
+        while True:
+            await asyncio.sleep(CHECK_EVERY_S)
+            engine = self._engine
+            if engine.ready:
+                waiting, steps = native.engine_progress(engine.index)
+                idle_s = engine.progress.check(waiting, steps)
+                # It may wait for a batch to fill. Woken, it looks, and a look is progress.
+                if idle_s:
+                    os.eventfd_write(self._eventfds[engine.name], 1)
+                self._kill_if_stuck(engine, idle_s, self._stall_timeout_s())
+            for child in self._frontends:
+                if child.ready:
+                    idle_s = child.progress.check(*native.frontend_progress(child.index))
+                    self._kill_if_stuck(child, idle_s, self._settings.executor.stall_timeout_s)
+
+    def _stall_timeout_s(self) -> float:
+        """The setting, or longer where the models' largest batches may well take longer."""
+        longest_ns = max(
+            (
+                high
+                for model in range(self._arena.native.models)
+                for _, _, high, _ in self._arena.native.forecast(self._engine.index, model)["buckets"]
+            ),
+            default=0,
+        )
+        return max(self._settings.executor.stall_timeout_s, STALL_BATCHES * longest_ns / 1e9)
+
+    def _kill_if_stuck(self, child: Child, idle_s: float, timeout_s: float) -> None:
+        if idle_s >= timeout_s and child.process is not None:
+            log.error("child makes no progress, killing it", child=child.name, idle_s=idle_s)
+            child.progress.reset()
+            child.process.kill()
 
     # -- deaths -------------------------------------------------------------------------------
 
@@ -334,6 +423,7 @@ class Supervisor:
         self._attach_clean()
 
     def _restart(self, child: Child) -> None:
+        child.restarts += 1
         delay_s = 0.0
         if child.failed_starts:
             delay_s = min(MAX_RESTART_DELAY_S, FIRST_RESTART_DELAY_S * 2 ** (child.failed_starts - 1))

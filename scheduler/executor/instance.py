@@ -1,6 +1,7 @@
 """An execution slot of a device: takes a batch from the slots through the model and back."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from scheduler.dispatcher import Batch
@@ -10,7 +11,13 @@ class Instance(Protocol):
     """One execution slot with buffers of its own. Used by one thread."""
 
     def run(self, batch: Batch) -> None:
-        """Runs a batch and hands its slots back, whatever happens. Never raises for a model's fault."""
+        """Runs a batch and hands its slots back, once, whatever the model does.
+
+        Where the batch raises, only the rows that are to blame fail; see `bisection`.
+
+        Raises:
+            DeviceLost: nothing was handed back, and this process cannot compute any more.
+        """
         ...
 
     def warm_up(self, model: int, buckets: Sequence[int], rounds: int) -> dict[int, int]:
@@ -25,5 +32,22 @@ class Instance(Protocol):
         ...
 
 
-# Told about a batch that raised: (batch, error).
-FailureReport = Callable[[Batch, Exception], None]
+@dataclass(frozen=True, slots=True)
+class FailureExtent:
+    """What became of a batch that raised. Its other rows have results.
+
+    Attributes:
+        guilty: rows that raised by themselves.
+        undecided: rows that failed because the search for the guilty ones ended before it came to them.
+        expired: rows whose deadline passed before they could be run again.
+        runs: how many parts of the batch were run.
+    """
+
+    guilty: int
+    undecided: int
+    expired: int
+    runs: int
+
+
+# Told once about a batch that raised, before its slots go back: (batch, its first error, extent).
+FailureReport = Callable[[Batch, Exception, FailureExtent], None]

@@ -18,6 +18,10 @@ class ModelUnusable(Exception):
     """A model file that cannot be served: it does not load, or does not do what its manifest says."""
 
 
+class DeviceLost(Exception):
+    """The device is gone, or no call can succeed on it any more: no row is to blame, the engine must end."""
+
+
 class Runner(Protocol):
     """A loaded model version. Shared by the instances of a device, so `run` is called concurrently."""
 
@@ -36,7 +40,8 @@ class Runner(Protocol):
             One C-contiguous array `[bucket, *shape]` per output. Row i depends on row i only.
 
         Raises:
-            Exception: whatever the model raises; it fails the batch, not the engine.
+            DeviceLost: it is the device's fault, not that of the rows. Ends the engine.
+            Exception: whatever the model raises; it fails the rows to blame, not the engine.
         """
         ...
 

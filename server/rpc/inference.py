@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from scheduler import _ring
+from scheduler.entrance import Entrance
 from scheduler.errors import (
     DeadlineMissed,
     InvalidRequest,
@@ -25,9 +26,10 @@ from scheduler.errors import (
     Unavailable,
 )
 from scheduler.partition import Outcome, Partition, Submission
-from scheduler.priority import ClassLimits, key
+from scheduler.priority import ClassLimits
 from server.admission import DRAIN_RETRY_S, ENGINE_RETRY_S, Admission
 from server.models import ModelTable
+from server.offenders import Offenders
 from server.rpc.request import CheckedRequest, check, parse
 from server.rpc.response import ResponsePlan, stream_response
 from server.status import abort, to_status
@@ -70,6 +72,8 @@ class Ticket:
             )
         else:
             result = self._error(submission)
+            if submission.outcome in (Outcome.ERROR, Outcome.NON_FINITE):
+                self._desk.note_failure(self.request, submission)
         self.submission = None
         partition.release(submission)
         self._answer(self, result)
@@ -77,7 +81,7 @@ class Ticket:
     def cancel(self) -> None:
         """The caller left. The rows still come back, unserved if the engine has not taken them."""
         if self.submission is not None:
-            self._desk.partition.cancel(self.submission)
+            self._desk.entrance.cancel(self.submission)
 
     def _error(self, submission: Submission) -> RequestError:
         model = self.request.model.signature
@@ -85,7 +89,8 @@ class Ticket:
             case Outcome.EXPIRED:
                 waited_ms = submission.queue_wait_ns / 1e6
                 return DeadlineMissed(
-                    f"the deadline passed after {waited_ms:.1f} ms in the queue", reason="EXPIRED_IN_QUEUE"
+                    f"after {waited_ms:.1f} ms in the queue the deadline could not be met any more",
+                    reason="EXPIRED_IN_QUEUE",
                 )
             case Outcome.CANCELLED:
                 return RequestCancelled("the caller cancelled the request")
@@ -114,15 +119,29 @@ class Desk:
     def __init__(
         self,
         partition: Partition,
+        entrance: Entrance,
         admission: Admission,
         models: ModelTable,
         limits: tuple[ClassLimits, ...],
     ) -> None:
         self.partition = partition
+        self.entrance = entrance
         self._admission = admission
         self._models = models
         self._limits = limits
+        self._offenders = Offenders()
         self._plan = lru_cache(maxsize=PLANS_KEPT)(ResponsePlan)
+
+    def change(self, limits: tuple[ClassLimits, ...]) -> None:
+        """Uses other class limits from now on; what has been let in keeps its key and its deadline."""
+        self._limits = limits
+        self.entrance.change(limits)
+        self._admission.change(limits)
+
+    def note_failure(self, request: CheckedRequest, submission: Submission) -> None:
+        """Remembers the inputs of a request that the model failed on. Before its slots are released."""
+        inputs = [self.partition.input(submission, p.offset, p.item_bytes) for p in request.payloads]
+        self._offenders.failed(request.model.index, inputs, _ring.now_ns())
 
     def submit(
         self,
@@ -145,22 +164,22 @@ class Desk:
         class_index = request.priority.index
         limits = self._limits[class_index]
         deadline_ns = self._deadline_ns(request, arrived_ns, expires_ns, limits)
-        self._admission.check_room(request.rows, class_index)
+        model = request.model.index
+        now_ns = _ring.now_ns()
+        self._offenders.check(model, [payload.data for payload in request.payloads], now_ns)
+        self._admission.check(model, class_index, request.rows, deadline_ns, now_ns)
 
         partition = self.partition
         plan = self._plan(request.model.signature, request.rows, request.outputs)
         ticket = Ticket(self, request, plan, arrived_ns, answer)
-        submission = partition.reserve(request.rows, class_index, ticket.ended)
+        submission = partition.reserve(request.rows, model, class_index, ticket.ended)
         ticket.submission = submission
         for payload in request.payloads:
             partition.write_input(submission, payload.offset, payload.item_bytes, payload.data)
-        enqueued_ns = _ring.now_ns()
-        partition.push(
+        self.entrance.enter(
             submission,
-            engine=0,
-            model=request.model.index,
-            key=key(enqueued_ns, limits),
-            enqueued_ns=enqueued_ns,
+            now_ns=_ring.now_ns(),
+            arrived_ns=arrived_ns,
             deadline_ns=deadline_ns,
             exclusive=request.exclusive,
         )
@@ -274,7 +293,7 @@ class _RpcStream:
                 self._moved.clear()
                 await self._moved.wait()
         finally:
-            for ticket in self._tickets:
+            for ticket in list(self._tickets):  # what is held at the entrance ends within the call
                 ticket.cancel()
             for task in (self._reader, writer):
                 task.cancel()

@@ -1,0 +1,64 @@
+"""The books of a running service, read from the arena: what was admitted, how it ended, what is predicted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scheduler.arena import Arena
+from scheduler.partition import Outcome
+from scheduler.priority import PriorityClass
+
+ENGINES = 1
+
+
+def books(arena: Arena, models: Sequence[str], restarts: Mapping[str, int]) -> dict[str, Any]:
+    """All of it as JSON values. Nothing stops meanwhile, so sums may differ while work is under way."""
+    native = arena.native
+    return {
+        "frontends": [_frontend(arena, index) for index in range(native.frontends)],
+        "engines": [_engine(arena, index, models) for index in range(ENGINES)],
+        "restarts": dict(restarts),
+    }
+
+
+def _frontend(arena: Arena, index: int) -> dict[str, Any]:
+    stats = arena.native.frontend_stats(index)
+    undelivered, _ = arena.native.frontend_progress(index)
+    ended = stats["ended"]
+    return {
+        "name": f"frontend-{index}",
+        "admitted": stats["admitted"],
+        "ended": {outcome.name.lower(): ended[outcome] for outcome in Outcome},
+        "open": stats["admitted"] - sum(ended),
+        "undelivered": undelivered,
+        "corrupt": stats["corrupt"],
+    }
+
+
+def _engine(arena: Arena, index: int, models: Sequence[str]) -> dict[str, Any]:
+    native = arena.native
+    stats = native.engine_stats(index)
+    waiting, _ = native.engine_progress(index)
+    return {
+        "name": f"engine-{index}",
+        "taken": stats["taken"],
+        "completed": stats["completed"],
+        "lost": stats["lost"],
+        "discarded": stats["discarded"],
+        "batches": stats["batches"],
+        "corrupt": stats["corrupt"],
+        "waiting": waiting,
+        "models": {name: _model(arena, index, model) for model, name in enumerate(models)},
+    }
+
+
+def _model(arena: Arena, engine: int, model: int) -> dict[str, Any]:
+    forecast = arena.native.forecast(engine, model)
+    return {
+        "queued": {c.label: arena.native.depth(engine, model, c.index) for c in PriorityClass},
+        "target_batch": forecast["target"],
+        "item_us": forecast["item_ns"] / 1e3,
+        "latency_ms": {
+            str(bucket): {"median": median / 1e6, "high": high / 1e6}
+            for bucket, median, high, _ in forecast["buckets"]
+        },
+    }
