@@ -55,7 +55,7 @@ int main() {
     if (taken != kBatch) return 1;
     at = now_ns();
     engine.complete(slots.data(), outcomes.data(), taken, BatchFacts{});
-    if (frontend.drain([&sum](std::uint32_t slot, const SlotHeader& header) {
+    if (frontend.drain([&sum](std::uint32_t slot, tickring::Outcome, const SlotHeader& header) {
           sum += slot + header.batch_size;
         }) != kBatch) {
       return 1;
@@ -73,8 +73,7 @@ int main() {
         SlotHeader& header = headers[at];
         header.enqueued_ns = header.deadline_ns = ++key;
         header.request = i;
-        header.epoch = 1;
-        header.exclusive = 0;
+              header.exclusive = 0;
         entries[at] = LaneEntry{key, at, 0};
         asm volatile("" ::: "memory");  // each item reaches memory, as a published one must
       }

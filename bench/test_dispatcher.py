@@ -15,7 +15,7 @@ from scheduler.clock import MonotonicClock
 from scheduler.dispatcher import Batch, Dispatcher
 from scheduler.executor.cpu import CpuInstance
 from scheduler.executor.runner import Array
-from scheduler.latency import WarmUpLatency
+from scheduler.latency import LearnedLatency
 from scheduler.partition import Partition
 from scheduler.policy import BatchPlan
 from scheduler.signature import DataType, ModelSignature, TensorSpec
@@ -57,18 +57,18 @@ def test_engine_overhead_per_item(gate: Gate, benchmark: BenchmarkFixture) -> No
     port = _ring.EnginePort(arena.native, 0, fds[1], [fds[0]])
     clock = MonotonicClock()
     plans = [BatchPlan((1, 2, 4, 8, 16, BATCH), (0,) * 5, None)]
-    dispatcher = Dispatcher(port, plans, WarmUpLatency(), clock)
+    dispatcher = Dispatcher(port, plans, LearnedLatency(), clock)
     instance = CpuInstance(arena, dispatcher, [InstantRunner()], BATCH, clock, lambda *_: None)
     window = np.random.default_rng(0).standard_normal((50, 60)).astype(np.float32).tobytes()
 
     def fill() -> None:
         partition.drain()
         for index in range(BATCH):
-            submission = partition.reserve(1, index % 5, partition.release)
+            submission = partition.reserve(1, 0, index % 5, partition.release)
             partition.write_input(submission, 0, len(window), window)
             now = clock.now_ns()
             partition.push(
-                submission, engine=0, model=0, key=now, enqueued_ns=now,
+                submission, engine=0, key=now, enqueued_ns=now,
                 deadline_ns=_ring.NO_DEADLINE, exclusive=False,
             )  # fmt: skip
 

@@ -30,7 +30,7 @@ from scheduler import _ring
 from scheduler.clock import Clock
 from scheduler.latency import LearnedLatency
 from scheduler.partition import Outcome
-from scheduler.policy import BatchPlan, ClassBacklog, WaitUntil, decide, has_spare_work
+from scheduler.policy import BatchPlan, ClassBacklog, Dispatch, WaitUntil, decide, has_spare_work
 from scheduler.target import TargetSizes
 from scheduler.turn import Turn
 
@@ -56,6 +56,7 @@ class Batch:
     bucket: int
     dispatched_ns: int
     spare: bool = False  # runs on a core that belongs to front ends: it says nothing about latency
+    urgent: int = 0  # about how many of the items are urgent
 
 
 class SpinBudget:
@@ -84,6 +85,29 @@ class SpinBudget:
             self._mean_wait_ns = capped
         else:
             self._mean_wait_ns += (capped - self._mean_wait_ns) * self.WEIGHT
+
+
+class UrgentShare:
+    """The part of the instances' time that urgent work takes, as a mean over about the last second."""
+
+    OVER_NS = 1_000_000_000
+
+    def __init__(self, now_ns: int, instances: int) -> None:
+        self._instances = instances
+        self._since_ns = now_ns
+        self._share = 0.0
+
+    def add(self, urgent_ns: int, now_ns: int) -> None:
+        """Of all the time since the last call, urgent work has taken this much."""
+        elapsed_ns = max(1, now_ns - self._since_ns)
+        self._since_ns = now_ns
+        share = min(1.0, urgent_ns / (elapsed_ns * self._instances))
+        self._share += (share - self._share) * -math.expm1(-elapsed_ns / self.OVER_NS)
+
+    @property
+    def permille(self) -> int:
+        """In thousandths."""
+        return round(self._share * 1000)
 
 
 class Dispatcher:
@@ -120,6 +144,7 @@ class Dispatcher:
         self._in_flight: dict[int, Batch] = {}
         self._departures: list[tuple[set[int], Callable[[], None]]] = []
         self._published_ns = [0] * len(plans)
+        self._urgent_share = UrgentShare(clock.now_ns(), instances)
         self._batches = 0
         self._stopping = False
 
@@ -160,7 +185,12 @@ class Dispatcher:
             step = decide(backlog, self._plans, self.targets.sizes, self._latency, now_ns)
             if isinstance(step, WaitUntil):
                 return step
-            batch = self._take(step.model, step.count, now_ns, reserved=reserved, spare=spare)
+            urgent = sum(
+                w.depth
+                for w in backlog
+                if w.model == step.model and self._plans[w.model].urgent[w.class_index]
+            )
+            batch = self._take(step, urgent, now_ns, reserved=reserved, spare=spare)
             if batch is not None:
                 self._invite(backlog, batch)
                 return batch
@@ -194,6 +224,9 @@ class Dispatcher:
             del self._in_flight[batch.number]
             self._tell_when_free()
             # A batch that was run again in parts says nothing about how long one takes.
+            if not batch.spare:
+                took_ns = compute_end_ns - batch.dispatched_ns
+                self._urgent_share.add(took_ns * batch.urgent // len(batch.slots), compute_end_ns)
             if not batch.spare and not np.isin(outcomes, _RUN_AGAIN).any():
                 self._learn(batch, compute_end_ns)
             for waiting_for, _ in self._departures:
@@ -246,7 +279,8 @@ class Dispatcher:
             self._wait(step, may_spin=not reserved)
         return None
 
-    def _take(self, model: int, count: int, now_ns: int, *, reserved: bool, spare: bool) -> Batch | None:
+    def _take(self, step: Dispatch, urgent: int, now_ns: int, *, reserved: bool, spare: bool) -> Batch | None:
+        model, count = step.model, step.count
         plan = self._plans[model]
         slots = np.empty(count, dtype=np.uint32)
         least_ns = 0
@@ -257,7 +291,8 @@ class Dispatcher:
         if taken == 0:
             return None
         self._batches += 1
-        batch = Batch(self._batches, model, slots[:taken], plan.bucket_for(taken), now_ns, spare)
+        bucket = plan.bucket_for(taken)
+        batch = Batch(self._batches, model, slots[:taken], bucket, now_ns, spare, min(urgent, taken))
         with self._ledger:
             self._in_flight[batch.number] = batch
             self._tell_when_free()
@@ -299,6 +334,7 @@ class Dispatcher:
 
     def _publish(self, model: int, now_ns: int) -> None:
         self._published_ns[model] = now_ns
+        self._port.publish_urgent_share(self._urgent_share.permille)
         target = self.targets.sizes[model]
         table = self._latency.table(model)
         self._port.publish_forecast(

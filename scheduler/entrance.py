@@ -5,7 +5,7 @@ urgent: with enough of it queued, urgent work would wait behind bulk after all. 
 long as all bulk in the lanes is taken within its slack, which is a sum over the classes (see
 docs/scheduling.md):
 
-    engine time queued / slack, summed over the bulk classes  <  FULLEST
+    engine time queued / slack, summed over the bulk classes  <=  FULLEST of what urgent work leaves
 
 What does not fit is held here, in the order of its arrival, and enters as the lanes empty. It keeps its
 slots, its deadline and its place in the queue limit; only its key does not age yet.
@@ -18,10 +18,9 @@ from scheduler.forecast import Forecasts
 from scheduler.partition import Outcome, Partition, Submission
 from scheduler.priority import CLASS_COUNT, ClassLimits, KeyStamp, urgent_classes
 
-# How full the lanes may be for the most urgent bulk class, and for the least urgent one; the classes
-# between lie between. What is held first is what matters least.
+# How full the lanes may be for the most urgent bulk class; for each that is less urgent half as full. What
+# is held first is what matters least.
 FULLEST = 0.8
-LEAST_FULL = 0.5
 
 
 @dataclass(slots=True)
@@ -65,10 +64,7 @@ class Entrance:
         self._slack_ns = [limit.slack_ns for limit in limits]
         urgent = urgent_classes(limits, self._quantum_ns)
         self._bulk = [index for index, is_urgent in enumerate(urgent) if not is_urgent]
-        steps = max(1, len(self._bulk) - 1)
-        self._fullest = {
-            index: FULLEST - (FULLEST - LEAST_FULL) * rank / steps for rank, index in enumerate(self._bulk)
-        }
+        self._fullest = {index: FULLEST / 2**rank for rank, index in enumerate(self._bulk)}
 
     @property
     def holds(self) -> bool:
@@ -127,7 +123,7 @@ class Entrance:
         work_ns = self._partition.backlog_ns(self._engine)
         fullness = rows * forecast.item_ns / self._slack_ns[class_index]
         fullness += sum(work_ns[index] / self._slack_ns[index] for index in self._bulk)
-        if fullness <= fullest:
+        if fullness <= fullest * self._forecasts.bulk_share():
             return True
         # One full batch of each class may always wait: no class is shut out while another keeps coming.
         queued = self._partition.depths(self._engine)[class_index]

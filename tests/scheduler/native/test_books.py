@@ -174,7 +174,7 @@ def test_completion_ring_that_makes_no_sense_is_counted(native: NativeWorld) -> 
     """Nothing is drained from it, and the supervisor sees no completion in it either."""
     tail = completion_tail(native, 1)
     assert native.arena.frontend_progress(1) == (1, 0)
-    tail += 100
+    tail[0] += 100
     assert native.arena.frontend_progress(1) == (0, 0)
     assert native.ports[1].drain() == []
     assert native.arena.frontend_stats(1)["corrupt"] == 1
@@ -274,6 +274,8 @@ def test_deadlines_that_do_not_fit_are_refused_before_any_is_copied(native: Nati
         ("engine is 1", lambda native: native.arena.forecast(1, 0)),
         ("model is 1", lambda native: native.arena.forecast(0, 1)),
         ("engine is 1", lambda native: native.arena.free_at_ns(1)),
+        ("engine is 1", lambda native: native.arena.urgent_permille(1)),
+        ("permille is 1001", lambda native: native.engine.publish_urgent_share(1001)),
     ],
 )
 def test_reading_of_an_unknown_end_is_refused(
