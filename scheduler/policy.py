@@ -8,6 +8,7 @@ Classes that cannot stand back for one bulk quantum are urgent, the others are b
 `scheduler.priority.urgent_classes`.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -51,10 +52,10 @@ class BatchPlan:
 
     def bucket_for(self, count: int) -> int:
         """The smallest bucket that holds `count` items."""
-        for bucket in self.buckets:
-            if bucket >= count:
-                return bucket
-        raise ValueError(f"{count} items in a batch, the largest bucket is {self.buckets[-1]}")
+        at = bisect_left(self.buckets, count)
+        if at == len(self.buckets):
+            raise ValueError(f"{count} items in a batch, the largest bucket is {self.buckets[-1]}")
+        return self.buckets[at]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +92,23 @@ def decide(
         plans: by model index.
         targets: by model index, the size that is worth waiting for and never exceeded.
     """
-    due: dict[int, int] = {}  # model -> instant at which its batch goes
-    depth: dict[int, int] = {}
-    key: dict[int, int] = {}
+    by_model: dict[int, list[ClassBacklog]] = {}
     for waiting in backlog:
-        model = waiting.model
-        plan = plans[model]
-        depth[model] = depth.get(model, 0) + waiting.depth
-        key[model] = min(key.get(model, waiting.key), waiting.key)
-        at_ns = waiting.enqueued_ns + plan.max_wait_ns[waiting.class_index]
-        if waiting.deadline_ns is not None:
-            alone_ns = latency.high_ns(model, plan.bucket_for(min(waiting.depth, plan.buckets[-1])))
-            at_ns = min(at_ns, waiting.deadline_ns - alone_ns)
-        due[model] = min(due.get(model, at_ns), at_ns)
-
-    going = [m for m in depth if due[m] <= now_ns or depth[m] >= targets[m]]
-    if not going:
-        return WaitUntil(min(due.values(), default=None))
-    first = min(going, key=key.__getitem__)
-    queued = [waiting for waiting in backlog if waiting.model == first]
-    count = _count(queued, plans[first], targets[first], latency)
-    return Dispatch(first, _in_time(queued, plans[first], targets[first], count, latency, now_ns))
+        by_model.setdefault(waiting.model, []).append(waiting)
+    first, first_key, next_ns = None, 0, None
+    for model, queued in by_model.items():
+        due_ns = _due_ns(queued, plans[model], targets[model], latency, now_ns)
+        if due_ns > now_ns:
+            next_ns = due_ns if next_ns is None else min(next_ns, due_ns)
+            continue
+        key = min([waiting.key for waiting in queued])
+        if first is None or key < first_key:
+            first, first_key = model, key
+    if first is None:
+        return WaitUntil(next_ns)
+    queued, plan, target = by_model[first], plans[first], targets[first]
+    count = _count(queued, plan, target, latency)
+    return Dispatch(first, _in_time(queued, plan, target, count, latency, now_ns))
 
 
 def has_spare_work(depth: Sequence[int], targets: Sequence[int]) -> bool:
@@ -142,18 +139,39 @@ def batch_size(model: int, plan: BatchPlan, queued: int, latency: LatencyModel) 
     return queued if queued * lower_ns >= lower * upper_ns else lower
 
 
+def _due_ns(
+    queued: Sequence[ClassBacklog], plan: BatchPlan, target: int, latency: LatencyModel, now_ns: int
+) -> int:
+    """The instant at which the batch of one model goes."""
+    if sum([waiting.depth for waiting in queued]) >= target:
+        return now_ns
+    due_ns = min([waiting.enqueued_ns + plan.max_wait_ns[waiting.class_index] for waiting in queued])
+    if due_ns <= now_ns:
+        return due_ns
+    for waiting in queued:
+        if waiting.deadline_ns is not None:
+            alone_ns = latency.high_ns(waiting.model, plan.bucket_for(waiting.depth))
+            due_ns = min(due_ns, waiting.deadline_ns - alone_ns)
+    return due_ns
+
+
 def _count(queued: Sequence[ClassBacklog], plan: BatchPlan, target: int, latency: LatencyModel) -> int:
     """How many items the batch of one model takes, deadlines aside."""
     model = queued[0].model
-    total = sum(waiting.depth for waiting in queued)
-    urgent = [waiting for waiting in queued if plan.urgent[waiting.class_index]]
-    bulk_key = min((w.key for w in queued if not plan.urgent[w.class_index]), default=None)
-    if not urgent or (bulk_key is not None and bulk_key < min(waiting.key for waiting in urgent)):
+    total = urgent = 0
+    urgent_key = bulk_key = None
+    for waiting in queued:
+        total += waiting.depth
+        if plan.urgent[waiting.class_index]:
+            urgent += waiting.depth
+            urgent_key = waiting.key if urgent_key is None else min(urgent_key, waiting.key)
+        else:
+            bulk_key = waiting.key if bulk_key is None else min(bulk_key, waiting.key)
+    if urgent_key is None or (bulk_key is not None and bulk_key < urgent_key):
         # Bulk is in front: the batch takes it, and whatever comes next waits for no longer than a quantum.
         return batch_size(model, plan, min(total, _within_quantum(model, plan, target, latency)), latency)
 
-    wanted = min(sum(waiting.depth for waiting in urgent), target)
-    bucket = plan.bucket_for(batch_size(model, plan, wanted, latency))
+    bucket = plan.bucket_for(batch_size(model, plan, min(urgent, target), latency))
     limit_ns = RIDER_COST * latency.predict_ns(model, bucket)
     for larger in plan.buckets:
         if bucket < larger <= target and latency.predict_ns(model, larger) <= limit_ns:
@@ -183,15 +201,15 @@ def _in_time(
     the batch goes as it is, and the item that it would be too late for expires instead.
     """
     model = queued[0].model
-    tight = min(
-        (w for w in queued if w.deadline_ns is not None), key=lambda w: w.deadline_ns or 0, default=None
+    tight_ns, tight_class = min(
+        [(w.deadline_ns, w.class_index) for w in queued if w.deadline_ns is not None], default=(None, 0)
     )
-    if tight is None or tight.deadline_ns is None:
+    if tight_ns is None:
         return count
-    left_ns = tight.deadline_ns - now_ns
+    left_ns = tight_ns - now_ns
     if latency.high_ns(model, plan.bucket_for(count)) <= left_ns:
         return count
-    if sum(w.depth for w in queued if w.class_index <= tight.class_index) > target:
+    if sum([w.depth for w in queued if w.class_index <= tight_class]) > target:
         return count
     fitting = [b for b in plan.buckets if b < count and latency.high_ns(model, b) <= left_ns]
     return fitting[-1] if fitting else count

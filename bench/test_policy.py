@@ -1,0 +1,53 @@
+"""What one decision costs: the policy alone, with every class of three models queued."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+from bench.conftest import Gate, Verdict
+from scheduler.latency import LearnedLatency
+from scheduler.policy import BatchPlan, ClassBacklog, Dispatch, decide
+
+MODELS = 3
+CLASSES = 5
+ROUNDS = 2000
+MS = 1_000_000
+NOW_NS = 10_000 * MS
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+# Over one pass of the same backlog that only adds it up. Deciding groups it by model and asks for a dozen
+# predictions; in absolute terms the bar is 20 us.
+DECISION_BAR = 25.0
+
+
+def test_decision(gate: Gate) -> None:
+    """Urgent and bulk of three models, all due, deadlines on all: the most there is to look at."""
+    latency = LearnedLatency()
+    for model in range(MODELS):
+        latency.seed(model, {bucket: (300 + 200 * bucket) * 1000 for bucket in BUCKETS})
+    plans = [BatchPlan(BUCKETS, (0,) * CLASSES, 5 * MS, 10 * MS)] * MODELS
+    backlog = [
+        ClassBacklog(model, cls, 20, NOW_NS + cls * MS, NOW_NS - MS, NOW_NS + 100 * MS)
+        for model in range(MODELS)
+        for cls in range(CLASSES)
+    ]
+    targets = [16] * MODELS
+
+    def decision() -> None:
+        assert isinstance(decide(backlog, plans, targets, latency, NOW_NS), Dispatch)
+
+    def one_pass() -> None:
+        assert sum(waiting.depth for waiting in backlog) == 20 * len(backlog)
+
+    gate.check(
+        Verdict("policy decision", median_us(decision), median_us(one_pass), "us", DECISION_BAR, False)
+    )
+
+
+def median_us(work: Callable[[], None]) -> float:
+    """Of one call."""
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1e6
