@@ -89,6 +89,9 @@ class Arena:
         `admitted`, `corrupt`, and `ended`: a list by outcome, the last of them LOST.
         """
 
+    def free_slots(self, frontend: int) -> int:
+        """What that front end last published."""
+
     def engine_progress(self, engine: int) -> tuple[int, int]:
         """
         Items queued or in a batch, and a count that changes with whatever the engine does to one.
@@ -126,6 +129,8 @@ class FrontendPort:
         """
         Slot, outcome, enqueued, dispatched, compute start and end (ns), batch, its size and bucket.
         """
+
+    def publish_free_slots(self, count: int) -> None: ...
 
     def end_unqueued(self, count: int, outcome: int) -> None:
         """

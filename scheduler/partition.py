@@ -64,6 +64,7 @@ class Partition:
         self._input_row_bytes = arena.native.input_row_bytes
         self._output_row_bytes = arena.native.output_row_bytes
         self._next_request = 0
+        self._port.publish_free_slots(count)
         self._unpushed = 0  # items that have slots and are not pushed yet
         # Items that have slots and have not ended: by class, and by model and class.
         self.outstanding = [0] * _ring.CLASSES
@@ -84,6 +85,7 @@ class Partition:
         submission = Submission(slots, on_end, model, class_index, remaining=rows)
         self._count(submission, rows)
         self._unpushed += rows
+        self._port.publish_free_slots(len(self._free))
         return submission
 
     def write_input(self, submission: Submission, offset: int, item_bytes: int, data: bytes) -> None:
@@ -166,6 +168,7 @@ class Partition:
         """Frees the slots of an ended submission, once, by whoever its `on_end` gave it to."""
         self._free.extend(submission.slots)
         submission.slots = []
+        self._port.publish_free_slots(len(self._free))
 
     def drain(self) -> int:
         """Ends whatever the engines have completed; returns how many items that was."""

@@ -31,6 +31,7 @@ def _frontend(arena: Arena, index: int) -> dict[str, Any]:
         "open": stats["admitted"] - sum(ended),
         "undelivered": undelivered,
         "corrupt": stats["corrupt"],
+        "slots_free": arena.native.free_slots(index),
     }
 
 

@@ -3,7 +3,7 @@
 Messages are JSON objects over SOCK_SEQPACKET, which keeps their boundaries and reports the other end's
 death as an empty read. Nothing here is on the path of a request.
 
-    supervisor → child       boot, attach
+    supervisor → child       boot, attach, classes
     supervisor → front end   engine_ready, engine_lost, drain
     supervisor → engine      discard, stop
     child → supervisor       warm, ready, failed, engine_lost_ack, discarded, drained

@@ -132,6 +132,11 @@ class FrontendPort {
     add(stats_->ended[kLost], count);
   }
 
+  // For whoever watches; nothing depends on it.
+  void publish_free_slots(std::uint64_t count) {
+    stats_->free_slots.store(count, std::memory_order_relaxed);
+  }
+
   // Notes that `count` items were admitted and ended here without ever being pushed.
   // Throws std::invalid_argument for an outcome that is none.
   void end_unqueued(std::uint64_t count, std::uint32_t outcome) {

@@ -117,6 +117,7 @@ struct FrontendStats {
   alignas(kNoFalseSharing) std::atomic<std::uint64_t> admitted;  // items pushed
   std::atomic<std::uint64_t> ended[kOutcomes + 1];               // by Outcome, and kLost
   std::atomic<std::uint64_t> corrupt;  // completions and rings that failed a bounds check
+  std::atomic<std::uint64_t> free_slots;
 
   // Items admitted and not ended. 0 rather than wrapped around if an engine gone mad ended one twice.
   std::uint64_t open() const {

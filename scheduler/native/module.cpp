@@ -237,6 +237,13 @@ NB_MODULE(_ring, m) {
            nb::sig("def frontend_stats(self, frontend: int) -> dict[str, typing.Any]"),
            "`admitted`, `corrupt`, and `ended`: a list by outcome, the last of them LOST.")
       .def(
+          "free_slots",
+          [](const PyArena& self, std::uint32_t frontend) {
+            check_frontend(self, frontend);
+            return count_of(self.arena.frontend_stats(frontend).free_slots);
+          },
+          "frontend"_a, "What that front end last published.")
+      .def(
           "engine_progress",
           [](const PyArena& self, std::uint32_t engine) {
             check_engine(self, engine);
@@ -314,6 +321,7 @@ NB_MODULE(_ring, m) {
            },
            nb::sig("def drain(self) -> list[tuple[int, int, int, int, int, int, int, int, int]]"),
            "Slot, outcome, enqueued, dispatched, compute start and end (ns), batch, its size and bucket.")
+      .def("publish_free_slots", &tickring::FrontendPort::publish_free_slots, "count"_a)
       .def("end_unqueued", &tickring::FrontendPort::end_unqueued, "count"_a, "outcome"_a,
            "Notes that `count` items were admitted and ended here without ever being pushed.")
       .def("lose", &tickring::FrontendPort::lose, "count"_a,

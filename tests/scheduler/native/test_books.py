@@ -265,6 +265,7 @@ def test_deadlines_that_do_not_fit_are_refused_before_any_is_copied(native: Nati
     [
         ("frontend is 2", lambda native: native.arena.frontend_stats(2)),
         ("frontend is 2", lambda native: native.arena.frontend_progress(2)),
+        ("frontend is 2", lambda native: native.arena.free_slots(2)),
         ("engine is 1", lambda native: native.arena.engine_progress(1)),
         ("engine is 1", lambda native: native.arena.depth(1, 0, 0)),
         ("model is 1", lambda native: native.arena.depth(0, 1, 0)),

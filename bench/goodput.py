@@ -1,0 +1,205 @@
+"""What is still worth something when too much is asked for: goodput against offered load.
+
+    python -m bench.goodput [--rounds 2] [--plot PATH]
+
+Goodput is results within their deadline per second, here as a part of capacity: what the same server did
+in a closed loop just before. Two servers of one model take turns, one of them without early refusal: it
+lets in whatever its queues hold. A load process offers, in an open loop, 0.5 to 5 times capacity: real-time
+calls alone, whose deadline is short, and all five classes in equal parts with their default deadlines.
+
+Exits with 1 when goodput beyond capacity falls below 95 % of it, or when a class is served worse than a less
+urgent one.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from bench.heavy_server import serving
+from bench.open_loop import Flow, FlowResult, capacity, offer
+from bench.report import PLOTS, Check, print_checks, print_table
+from bench.server_process import ServerProcess
+from scheduler.priority import DEFAULT_LIMITS, PriorityClass
+
+LOADS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
+GOODPUT_BAR = 0.95
+# By what part of its calls a class may be served worse than a less urgent one: noise.
+ORDER_BAR = 0.02
+SECONDS = 6.0
+# Queues have found their length by then.
+SETTLED_S = 2.0
+CAPACITY_S = 2.0
+ADMISSION, NO_ADMISSION = "early refusal", "without"
+VARIANTS = {ADMISSION: {}, NO_ADMISSION: {"TICKRING_SCHEDULER__EARLY_REFUSAL": "false"}}
+MIXES: Mapping[str, tuple[PriorityClass, ...]] = {
+    "real time": (PriorityClass.REAL_TIME_TRADING,),
+    "five classes": tuple(PriorityClass),
+}
+
+
+@dataclass
+class Point:
+    """One mix at one load on one server, all rounds."""
+
+    goodput: list[float] = field(default_factory=list)  # parts of capacity
+    offered: dict[str, int] = field(default_factory=dict)  # by class
+    served: dict[str, int] = field(default_factory=dict)  # in time, by class
+    ends: dict[str, int] = field(default_factory=dict)
+
+    def add(self, results: list[FlowResult], rows_per_s: float) -> None:
+        """Another round."""
+        in_time = sum(result.in_time(SETTLED_S, SECONDS) for result in results)
+        self.goodput.append(in_time / (SECONDS - SETTLED_S) / rows_per_s)
+        for result in results:
+            name = result.flow.priority
+            self.offered[name] = self.offered.get(name, 0) + result.offered
+            self.served[name] = self.served.get(name, 0) + result.in_time(0, math.inf)
+            for end, count in result.ends.items():
+                self.ends[end] = self.ends.get(end, 0) + count
+
+    @property
+    def mean_goodput(self) -> float:
+        """Of the rounds."""
+        return statistics.mean(self.goodput)
+
+    def served_part(self, name: str) -> float:
+        """Calls of this class answered in time, as a part of those offered; what waits at the end is not."""
+        return self.served[name] / self.offered[name]
+
+
+# By server, mix and load.
+Table = dict[tuple[str, str, float], Point]
+
+
+def measure(servers: Mapping[str, ServerProcess], rounds: int) -> Table:
+    """Both servers in turn at every load."""
+    table: Table = {}
+    for number in range(rounds):
+        for mix, members in MIXES.items():
+            for load in LOADS:
+                for name, server in servers.items():
+                    # Measured anew each time: the machine is not the same from minute to minute.
+                    rows_per_s = capacity(server.target, CAPACITY_S, seed=number)
+                    results = offer(server.target, _flows(members, load * rows_per_s), SECONDS, seed=number)
+                    point = table.setdefault((name, mix, load), Point())
+                    point.add(results, rows_per_s)
+                    print(
+                        f"round {number + 1}, {mix}, {load:g} x {rows_per_s:.0f} rows/s, {name}: "
+                        f"{100 * point.goodput[-1]:.1f} %",
+                        flush=True,
+                    )
+    print()
+    return table
+
+
+def _flows(members: tuple[PriorityClass, ...], rate_per_s: float) -> list[Flow]:
+    return [
+        Flow(
+            member.label,
+            DEFAULT_LIMITS[member.index].default_timeout_ns / 1e9,
+            rate_per_s / len(members),
+            clients=2,
+        )
+        for member in members
+    ]
+
+
+def rows(table: Table) -> list[list[str]]:
+    """Of the table that is printed."""
+    found = []
+    for (name, mix, load), point in table.items():
+        parts = [
+            f"{100 * point.served_part(member.label):.0f}" if member.label in point.offered else ""
+            for member in PriorityClass
+        ]
+        ends = ", ".join(f"{count} {end}" for end, count in sorted(point.ends.items()))
+        found.append([name, mix, f"{load:g}", f"{100 * point.mean_goodput:.1f}", *parts, ends])
+    return found
+
+
+def checks(table: Table) -> list[Check]:
+    """Goodput beyond capacity, and the order in which classes are shed."""
+    found = []
+    for (name, mix, load), point in table.items():
+        if name != ADMISSION or load <= 1:
+            continue
+        found.append(
+            Check(
+                f"goodput at {load:g} x capacity, {mix}",
+                100 * point.mean_goodput,
+                100 * GOODPUT_BAR,
+                "% of capacity",
+                at_most=False,
+            )
+        )
+        if len(point.offered) > 1:
+            found.append(
+                Check(
+                    f"class served worse than a less urgent one, at {load:g} x capacity, by",
+                    100 * inversion(point),
+                    100 * ORDER_BAR,
+                    "% of its calls",
+                )
+            )
+    return found
+
+
+def inversion(point: Point) -> float:
+    """By how much a class is served worse than a less urgent one, where that is worst; at least 0."""
+    parts = [point.served_part(member.label) for member in PriorityClass]
+    return max(max(parts[index:]) - part for index, part in enumerate(parts))
+
+
+def plot(table: Table, path: Path) -> None:
+    """Goodput of both servers for each mix, and what part of each class was served."""
+    figure, axes = plt.subplots(1, 3, figsize=(17, 5.5))
+    for panel, mix in zip(axes[:2], MIXES, strict=True):
+        for name in VARIANTS:
+            goodput = [100 * table[name, mix, load].mean_goodput for load in LOADS]
+            panel.plot(LOADS, goodput, marker="o", label=name)
+        panel.plot(LOADS, [100 * min(1.0, load) for load in LOADS], "k:", label="ideal")
+        panel.set(title=f"Goodput, {mix}", ylabel="% of capacity", ylim=(0, 110))
+    for member in PriorityClass:
+        parts = [100 * table[ADMISSION, "five classes", load].served_part(member.label) for load in LOADS]
+        axes[2].plot(LOADS, parts, marker="o", label=member.label)
+    axes[2].set(title=f"Answered in time, five classes, {ADMISSION}", ylabel="% of offered", ylim=(-3, 105))
+    for panel in axes:
+        _dress(panel)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _dress(panel: Axes) -> None:
+    panel.set(xlabel="offered load, x capacity")
+    panel.grid(visible=True, alpha=0.3)
+    panel.legend()
+
+
+def main() -> int:
+    """Prints the tables; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--plot", type=Path, default=PLOTS / "goodput.png")
+    arguments = parser.parse_args()
+    with serving(VARIANTS) as servers:
+        table = measure(servers, arguments.rounds)
+    names = [f"{member.label}, % served" for member in PriorityClass]
+    print_table(["server", "mix", "load", "goodput, % of capacity", *names, "ends"], rows(table))
+    plot(table, arguments.plot)
+    print(f"plot: {arguments.plot}\n")
+    return print_checks(checks(table))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
