@@ -4,15 +4,14 @@ The devices `cpu` and `gpu` are hypothetical: round figures, not measurements, a
 be set in a scenario.
 """
 
-import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 Microseconds = Annotated[float, Field(ge=0, le=60_000_000)]
-Instant = Annotated[float, Field(ge=0)]
 
 
 class _Table(BaseModel):
@@ -60,46 +59,84 @@ class ByBucket(_Table):
 
     def samples_us(self, bucket: int) -> Sequence[float]:
         """See `_Affine`."""
-        if bucket not in self.us:
-            known = ", ".join(map(str, sorted(self.us)))
-            raise ValueError(f"no time for batches of {bucket}, there is one for {known}")
-        return [self.us[bucket]]
+        return _of_bucket({size: [us] for size, us in self.us.items()}, bucket)
 
 
 class Recording(_Table):
-    """What an engine was seen doing, in a JSON file. Seconds count from the start of the run.
+    """What an engine was seen doing. Seconds count from the start of the run.
 
     Attributes:
-        batches: when a batch was dispatched, its bucket, its microseconds until outputs were ready, and
-            the gap from there until the engine took the next; null where it had nothing to take.
+        batches: when it was dispatched, its bucket, its microseconds until outputs were ready, and those of
+            the gap from there until the engine took the next; null where there was nothing to take.
         wakes: when something was pushed to the idle engine, and the microseconds until it was taken.
     """
 
-    batches: Annotated[
-        tuple[tuple[Instant, int, Microseconds, Microseconds | None], ...], Field(min_length=1)
-    ]
-    wakes: tuple[tuple[Instant, Microseconds], ...] = ()
+    batches: Annotated[tuple[tuple[float, int, Microseconds, Microseconds | None], ...], Field(min_length=1)]
+    wakes: tuple[tuple[float, Microseconds], ...] = ()
 
     def samples_us(self, bucket: int) -> Sequence[float]:
         """See `_Affine`."""
-        by_bucket: dict[int, float] = {size: 0.0 for _, size, _, _ in self.batches}
-        samples = [us for _, size, us, _ in self.batches if size == bucket]
-        if not samples:
-            known = ", ".join(map(str, sorted(by_bucket)))
-            raise ValueError(f"no time for batches of {bucket}, there is one for {known}")
-        return samples
+        by_bucket: dict[int, list[float]] = defaultdict(list)
+        for _, size, us, _ in self.batches:
+            by_bucket[size].append(us)
+        return _of_bucket(by_bucket, bucket)
 
 
-class Recorded(_Table):
-    """Batches of a recording, drawn at random per bucket."""
+class _Recorded(_Table):
+    """A recording in a JSON file."""
 
-    model: Literal["recorded"]
     file: Path
+
+    def recording(self) -> Recording:
+        """Reads it. Raises OSError, or ValueError naming what is wrong with it."""
+        return Recording.model_validate_json(self.file.read_bytes())
 
     def samples_us(self, bucket: int) -> Sequence[float]:
         """See `_Affine`."""
         return self.recording().samples_us(bucket)
 
-    def recording(self) -> Recording:
-        """Reads the file. Raises OSError, or ValueError naming what is wrong with it."""
-        return Recording.model_validate(json.loads(self.file.read_text("utf-8")))
+
+class Recorded(_Recorded):
+    """Drawn at random, per bucket."""
+
+    model: Literal["recorded"]
+
+
+class Replayed(_Recorded):
+    """As it went: every batch takes as long as the recorded one nearest in time, gap and wake likewise.
+
+    Where that one was of another bucket, its time is scaled by the medians of the two: the machine was
+    as slow then as it was.
+    """
+
+    model: Literal["replayed"]
+
+
+class Device(_Table):
+    """What the instances of every replica run on.
+
+    Attributes:
+        noise: sigma of the log-normal factor of every batch, whose median is 1.
+        stall_probability: of a batch; a stall lasts exponentially long with mean `stall_us`.
+        gap_us: from outputs ready until the instance can take the next batch: scatter, complete, look.
+        wake_us: from a push until an idle instance looks.
+
+    What is replayed has noise and stalls already, and gap and wake of its own where they were seen.
+    """
+
+    cost: Annotated[
+        Affine | HypotheticalCpu | HypotheticalGpu | ByBucket | Recorded | Replayed,
+        Field(discriminator="model"),
+    ]
+    noise: Annotated[float, Field(ge=0, le=2)] = 0.05
+    stall_probability: Annotated[float, Field(ge=0, le=1)] = 0.0
+    stall_us: Microseconds = 0.0
+    gap_us: Microseconds = 50.0
+    wake_us: Microseconds = 20.0
+
+
+def _of_bucket(by_bucket: Mapping[int, Sequence[float]], bucket: int) -> Sequence[float]:
+    if bucket not in by_bucket:
+        known = ", ".join(map(str, sorted(by_bucket)))
+        raise ValueError(f"no time for batches of {bucket}, there is one for {known}")
+    return by_bucket[bucket]

@@ -76,14 +76,14 @@ class Record:
 
     Attributes:
         items, batches: in the order of time.
+        wakes: where an urgent item met an idle engine: when it was queued, and how long until its dispatch.
         found: share of the items whose batch was seen; the others are placed by their typical delay.
-        wake_ns: from a push to its dispatch where an urgent item met an idle engine; the median.
     """
 
     items: tuple[Item, ...]
     batches: tuple[Batch, ...]
+    wakes: tuple[tuple[int, int], ...]
     found: float
-    wake_ns: int
 
 
 def reconstruct(answers: Sequence[Answer], seen: Sequence[tuple[int, int]], urgent: str) -> Record:
@@ -118,19 +118,15 @@ def reconstruct(answers: Sequence[Answer], seen: Sequence[tuple[int, int]], urge
             queued_ns = ns - answer.queue_wait_ns
             in_batch[ns].append(answer)
         items.append(Item(answer.priority, queued_ns, answer.queue_wait_ns))
-    batches, wakes_ns = _batches(in_batch, urgent)
-    return Record(
-        tuple(sorted(items, key=lambda item: item.queued_ns)),
-        tuple(batches),
-        found,
-        int(statistics.median(wakes_ns)) if wakes_ns else 0,
-    )
+    batches, wakes = _batches(in_batch, urgent)
+    items.sort(key=lambda item: item.queued_ns)
+    return Record(tuple(items), tuple(batches), tuple(wakes), found)
 
 
-def _batches(in_batch: dict[int, list[Answer]], urgent: str) -> tuple[list[Batch], list[int]]:
-    """The batches in order, and how long urgent items waited that met an idle engine."""
+def _batches(in_batch: dict[int, list[Answer]], urgent: str) -> tuple[list[Batch], list[tuple[int, int]]]:
+    """The batches in order, and the wakes."""
     batches: list[Batch] = []
-    wakes_ns = []
+    wakes = []
     order = sorted(in_batch)
     largest = max(answer.bucket for of_batch in in_batch.values() for answer in of_batch)
     for at_ns, next_ns in zip(order, [*order[1:], None], strict=True):
@@ -140,10 +136,10 @@ def _batches(in_batch: dict[int, list[Answer]], urgent: str) -> tuple[list[Batch
         if next_ns is not None:
             waiting = [a for a in in_batch[next_ns] if next_ns - a.queue_wait_ns <= end_ns]
             urgent_waits_ns = [a.queue_wait_ns for a in in_batch[next_ns] if a.priority == urgent]
-            # These go as soon as the engine is free; others may wait for company.
+            # A full batch and an urgent item go as soon as the engine is free; others may wait for company.
             if len(waiting) == largest or any(a.priority == urgent for a in waiting):
                 gap_ns = max(0, next_ns - end_ns)
-            elif urgent_waits_ns and not waiting:
-                wakes_ns.append(max(urgent_waits_ns))
+            elif urgent_waits_ns:
+                wakes.append((next_ns - max(urgent_waits_ns), max(urgent_waits_ns)))
         batches.append(Batch(at_ns, answer.bucket, answer.compute_ns, gap_ns))
-    return batches, wakes_ns
+    return batches, wakes

@@ -15,7 +15,7 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
-from bench.costs import BatchTimes
+from bench.batch_times import BatchTimes, batch_times
 from bench.replica import LET_IN_EVERY_NS, Replica, Request, instances, plan_of
 from bench.scenario import Scenario
 from scheduler.clock import VirtualClock
@@ -126,11 +126,9 @@ class _Server:
 class _Simulation:
     def __init__(self, scenario: Scenario, replicas: int, seconds: float, seed: int) -> None:
         settings = scenario.server_settings()
-        device = scenario.device
         self._seconds = seconds
         self._clock = VirtualClock(START_NS)
         self._end_ns = START_NS + round(seconds * 1e9)
-        self._wake_ns = round(device.wake_us * 1000)
         self._balance = {"round_robin": self._next, "least_outstanding": self._least}[scenario.balancer]
         self._turn = 0
         self._outstanding = [0] * replicas  # requests let in and not ended, by replica
@@ -149,7 +147,8 @@ class _Simulation:
         self._ties = count()
         self._servers = []
         for number in range(replicas):
-            times = BatchTimes(device, plan_of(settings).buckets, np.random.default_rng([seed, 1, number]))
+            rng = np.random.default_rng([seed, 1, number])
+            times = batch_times(scenario.device, plan_of(settings).buckets, rng)
             replica = Replica(settings, times.typical_ns(), self._clock, self._ended)
             self._servers.append(_Server(number, replica, times, list(instances(settings))))
         self._instances = replicas * sum(instances(settings))
@@ -204,7 +203,9 @@ class _Simulation:
             self._refused[request.class_index, reason] += 1
 
     def _pushed(self, server: _Server) -> None:
-        self._look_at(server, self._clock.now_ns() + self._wake_ns)
+        if any(server.free):
+            now_ns = self._clock.now_ns()
+            self._look_at(server, now_ns + server.times.wake_ns((now_ns - START_NS) / 1e9))
 
     def _let_in_later(self, server: _Server) -> None:
         """Plans the front ends' next round, if they hold something and none is planned."""

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from bench import simulate as command
 from bench.arrivals import Batches, Constant, MarketOpen, OnOff, Poisson, Process, Trace
-from bench.costs import BatchTimes, Device, HypotheticalCpu, HypotheticalGpu, Recorded
+from bench.batch_times import BatchTimes, batch_times
+from bench.costs import Device, HypotheticalCpu, HypotheticalGpu
 from bench.scenario import Scenario, load_scenario, names
 from bench.simulation import draw_arrivals, simulate
 from bench.simulation_report import ClassSummary, Summary, summarise, table
@@ -225,8 +226,8 @@ def test_a_trace_is_read_by_class(tmp_path: Path) -> None:
 def test_presets_cost_what_they_say() -> None:
     """Milliseconds of one window and of sixteen."""
     cpu, gpu = HypotheticalCpu(model="cpu"), HypotheticalGpu(model="gpu")
-    assert [cpu.samples_us(1), cpu.samples_us(16)] == [[(0, 500, None)], [(0, 16 * 200, None)]]
-    assert gpu.samples_us(256)[0][1] < 1.6 * gpu.samples_us(1)[0][1]
+    assert [cpu.samples_us(1), cpu.samples_us(16)] == [[500], [16 * 200]]
+    assert gpu.samples_us(256)[0] < 1.6 * gpu.samples_us(1)[0]
 
 
 def test_noise_and_stalls_have_the_size_that_is_asked_for() -> None:
@@ -235,33 +236,45 @@ def test_noise_and_stalls_have_the_size_that_is_asked_for() -> None:
     device = Device.model_validate(
         {"cost": cost, "noise": 0.1, "stall_probability": 0.01, "stall_us": 100_000}
     )
-    times = BatchTimes(device, [1], np.random.default_rng(8))
+    times = batch_times(device, [1], np.random.default_rng(8))
     drawn_ms = np.array([times.next_ns(1, 0.0)[0] for _ in range(20_000)]) / 1e6
     assert np.median(drawn_ms) == pytest.approx(1, rel=0.02)
     assert np.log(drawn_ms[drawn_ms < 2]).std() == pytest.approx(0.1, rel=0.05)
     assert (drawn_ms > 2).mean() == pytest.approx(0.01, rel=0.2)
 
 
-def test_recorded_batches_are_drawn_by_time_or_at_random(tmp_path: Path) -> None:
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """Three batches of one, and a later one of two."""
+    file = tmp_path / "recording.json"
+    batches = [[0, 1, 10, 1], [3, 1, 30, 3], [1, 1, 20, None], [9, 2, 60, 4]]
+    file.write_text(json.dumps({"batches": batches, "wakes": [[0, 5], [2, 8]]}))
+    return file
+
+
+def recorded(file: Path, model: str, buckets: tuple[int, ...] = (1, 2)) -> BatchTimes:
+    device = {"cost": {"model": model, "file": file}, "noise": 0, "gap_us": 7, "wake_us": 9}
+    return batch_times(Device.model_validate(device), buckets, np.random.default_rng(9))
+
+
+def test_recorded_batches_are_drawn_at_random(recording: Path) -> None:
     """Per bucket; a bucket that was not recorded is named."""
-    file = tmp_path / "batches.json"
-    file.write_text(json.dumps({"1": [[0, 10, 1], [3, 30, 3], [1, 20, None]], "2": [[0, 50, None]]}))
-
-    def times(draw: str) -> BatchTimes:
-        cost = Recorded.model_validate({"model": "recorded", "file": file, "draw": draw})
-        return BatchTimes(Device(cost=cost, noise=0, gap_us=7), [1, 2], np.random.default_rng(9))
-
-    nearest = times("nearest")
-    first, second, third = (10_000, 1000), (20_000, 7000), (30_000, 3000)
-    assert [nearest.next_ns(1, at_s) for at_s in (0, 0.4, 0.6, 1.9, 2.1, 9)] == [
-        *(first, first, second, second, third, third)
-    ]
-    assert nearest.next_ns(2, 5.0) == (50_000, 7000)
-    at_random = times("random")
-    assert {at_random.next_ns(1, 0.0)[0] for _ in range(100)} == {10_000, 20_000, 30_000}
-    assert at_random.typical_ns() == {1: 20_000, 2: 50_000}
+    times = recorded(recording, "recorded")
+    assert {times.next_ns(1, 0.0) for _ in range(100)} == {(10_000, 7000), (20_000, 7000), (30_000, 7000)}
+    assert times.typical_ns() == {1: 20_000, 2: 60_000}
     with pytest.raises(ValueError, match="no time for batches of 4, there is one for 1, 2"):
-        BatchTimes(Device(cost=Recorded(model="recorded", file=file)), [4], np.random.default_rng(0))
+        recorded(recording, "recorded", (1, 4))
+
+
+def test_a_recording_is_replayed_by_time(recording: Path) -> None:
+    """The batch nearest in time, with its gap; scaled by the medians where it was of another bucket."""
+    times = recorded(recording, "replayed")
+    first, second, third = (10_000, 1000), (20_000, 7000), (30_000, 3000)
+    drawn = [times.next_ns(1, at_s) for at_s in (-1, 0.4, 0.6, 1.9, 2.1)]
+    assert drawn == [first, first, second, second, third]
+    assert times.next_ns(2, 8.0) == (60_000, 4000)
+    assert times.next_ns(1, 8.0) == (60_000 // 3, 4000)
+    assert [times.wake_ns(at_s) for at_s in (0, 0.9, 1.1, 9)] == [5000, 5000, 8000, 8000]
 
 
 def test_the_command_prints_plots_and_says_what_is_wrong(

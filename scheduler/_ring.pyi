@@ -113,11 +113,6 @@ class Arena:
     def free_at_ns(self, engine: int) -> int:
         """When an instance is expected to be free; 0: one is."""
 
-    def urgent_permille(self, engine: int) -> int:
-        """
-        The part of the engine's time that urgent work has taken lately, in thousandths.
-        """
-
 class FrontendPort:
     def __init__(self, arena: Arena, frontend: int, eventfd: int, engine_eventfds: Sequence[int]) -> None: ...
 
@@ -181,11 +176,6 @@ class EnginePort:
 
     def publish_free_at(self, ns: int) -> None:
         """When an instance will be free; 0: one is."""
-
-    def publish_urgent_share(self, permille: int) -> None:
-        """
-        The part of the engine's time that urgent work has taken lately, in thousandths.
-        """
 
     def wait(self, timeout_ns: int, spin_ns: int) -> bool: ...
 

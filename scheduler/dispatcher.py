@@ -29,15 +29,12 @@ import numpy.typing as npt
 from scheduler import _ring
 from scheduler.clock import Clock
 from scheduler.latency import LearnedLatency
-from scheduler.partition import Outcome
 from scheduler.policy import BatchPlan, ClassBacklog, Dispatch, WaitUntil, decide, has_spare_work
 from scheduler.target import TargetSizes
 from scheduler.turn import Turn
 
 # How often front ends are told what is predicted. Within it a prediction hardly moves.
 PUBLISH_EVERY_NS = 20_000_000
-# Only a batch that was run again in parts ends items so.
-_RUN_AGAIN = (Outcome.ERROR, Outcome.EXPIRED)
 _ALL_CLASSES = (1 << _ring.CLASSES) - 1
 
 
@@ -55,8 +52,8 @@ class Batch:
     slots: npt.NDArray[np.uint32]
     bucket: int
     dispatched_ns: int
+    reserved: bool = False  # runs on an instance for urgent work only
     spare: bool = False  # runs on a core that belongs to front ends: it says nothing about latency
-    urgent: int = 0  # about how many of the items are urgent
 
 
 class SpinBudget:
@@ -85,29 +82,6 @@ class SpinBudget:
             self._mean_wait_ns = capped
         else:
             self._mean_wait_ns += (capped - self._mean_wait_ns) * self.WEIGHT
-
-
-class UrgentShare:
-    """The part of the instances' time that urgent work takes, as a mean over about the last second."""
-
-    OVER_NS = 1_000_000_000
-
-    def __init__(self, now_ns: int, instances: int) -> None:
-        self._instances = instances
-        self._since_ns = now_ns
-        self._share = 0.0
-
-    def add(self, urgent_ns: int, now_ns: int) -> None:
-        """Of all the time since the last call, urgent work has taken this much."""
-        elapsed_ns = max(1, now_ns - self._since_ns)
-        self._since_ns = now_ns
-        share = min(1.0, urgent_ns / (elapsed_ns * self._instances))
-        self._share += (share - self._share) * -math.expm1(-elapsed_ns / self.OVER_NS)
-
-    @property
-    def permille(self) -> int:
-        """In thousandths."""
-        return round(self._share * 1000)
 
 
 class Dispatcher:
@@ -144,7 +118,6 @@ class Dispatcher:
         self._in_flight: dict[int, Batch] = {}
         self._departures: list[tuple[set[int], Callable[[], None]]] = []
         self._published_ns = [0] * len(plans)
-        self._urgent_share = UrgentShare(clock.now_ns(), instances)
         self._batches = 0
         self._stopping = False
 
@@ -185,12 +158,7 @@ class Dispatcher:
             step = decide(backlog, self._plans, self.targets.sizes, self._latency, now_ns)
             if isinstance(step, WaitUntil):
                 return step
-            urgent = sum(
-                w.depth
-                for w in backlog
-                if w.model == step.model and self._plans[w.model].urgent[w.class_index]
-            )
-            batch = self._take(step, urgent, now_ns, reserved=reserved, spare=spare)
+            batch = self._take(step, now_ns, reserved=reserved, spare=spare)
             if batch is not None:
                 self._invite(backlog, batch)
                 return batch
@@ -202,11 +170,14 @@ class Dispatcher:
         outcomes: npt.NDArray[np.uint8],
         compute_start_ns: int,
         compute_end_ns: int,
+        *,
+        in_parts: bool = False,
     ) -> None:
         """Hands a batch's slots back to their front ends. Called once per batch, by any thread.
 
         Args:
             outcomes: uint8 `[n]`, an `Outcome` per slot.
+            in_parts: it raised and was run again in parts, which says nothing about how long one takes.
         """
         # In flight until its slots are back: a partition must not be reset between the two.
         if batch.number not in self._in_flight:
@@ -223,11 +194,7 @@ class Dispatcher:
         with self._ledger:
             del self._in_flight[batch.number]
             self._tell_when_free()
-            # A batch that was run again in parts says nothing about how long one takes.
-            if not batch.spare:
-                took_ns = compute_end_ns - batch.dispatched_ns
-                self._urgent_share.add(took_ns * batch.urgent // len(batch.slots), compute_end_ns)
-            if not batch.spare and not np.isin(outcomes, _RUN_AGAIN).any():
+            if not batch.spare and not in_parts:
                 self._learn(batch, compute_end_ns)
             for waiting_for, _ in self._departures:
                 waiting_for.discard(batch.number)
@@ -249,7 +216,7 @@ class Dispatcher:
 
     def shrink_targets(self, steps: int) -> None:
         """Pressure on host or device: adaptive targets are this many buckets smaller. From any thread."""
-        self._requests.append(lambda: self.targets.shrink(steps))
+        self._requests.append(lambda: self._shrink(steps))
         self._port.wake()
 
     def discard(self, frontend: int, done: Callable[[], None]) -> None:
@@ -279,7 +246,7 @@ class Dispatcher:
             self._wait(step, may_spin=not reserved)
         return None
 
-    def _take(self, step: Dispatch, urgent: int, now_ns: int, *, reserved: bool, spare: bool) -> Batch | None:
+    def _take(self, step: Dispatch, now_ns: int, *, reserved: bool, spare: bool) -> Batch | None:
         model, count = step.model, step.count
         plan = self._plans[model]
         slots = np.empty(count, dtype=np.uint32)
@@ -292,7 +259,7 @@ class Dispatcher:
             return None
         self._batches += 1
         bucket = plan.bucket_for(taken)
-        batch = Batch(self._batches, model, slots[:taken], bucket, now_ns, spare, min(urgent, taken))
+        batch = Batch(self._batches, model, slots[:taken], bucket, now_ns, reserved, spare)
         with self._ledger:
             self._in_flight[batch.number] = batch
             self._tell_when_free()
@@ -320,7 +287,7 @@ class Dispatcher:
         ends = [
             batch.dispatched_ns + self._latency.predict_ns(batch.model, batch.bucket)
             for batch in self._in_flight.values()
-            if not batch.spare
+            if not batch.spare and not batch.reserved
         ]
         self._port.publish_free_at(min(ends) if len(ends) >= self._instances else 0)
 
@@ -334,7 +301,6 @@ class Dispatcher:
 
     def _publish(self, model: int, now_ns: int) -> None:
         self._published_ns[model] = now_ns
-        self._port.publish_urgent_share(self._urgent_share.permille)
         target = self.targets.sizes[model]
         table = self._latency.table(model)
         self._port.publish_forecast(
@@ -346,6 +312,10 @@ class Dispatcher:
             [row.high_ns for row in table],
             [min(row.median_ns, row.seed_ns) for row in table],
         )
+
+    def _shrink(self, steps: int) -> None:
+        with self._ledger:  # a completion may be updating them
+            self.targets.shrink(steps)
 
     def _replan(self, plans: Sequence[BatchPlan]) -> None:
         self._plans = plans

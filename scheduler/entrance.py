@@ -1,14 +1,14 @@
 """Where admitted items enter the lanes: urgent ones at once, bulk only as far as it does not pile up there.
 
 A key is fixed on entering, and bulk that waits in a lane for longer than its slack has aged past everything
-urgent: with enough of it queued, urgent work would wait behind bulk after all. So bulk is let in only as
-long as all bulk in the lanes is taken within its slack, which is a sum over the classes (see
-docs/scheduling.md):
+urgent: with enough of it queued, urgent work would wait behind bulk after all. So an item of bulk enters
 
-    engine time queued / slack, summed over the bulk classes  <=  FULLEST of what urgent work leaves
+- while all bulk in the lanes is less than `BULK_BATCHES` batches: the engine has enough to do with that; or
+- on the account of its class, which fills at `GUARANTEED_SHARE` of the engine's time, up to one bulk quantum:
+  whoever asks for less than that enters on arrival, whatever the others do, and so ages from then on.
 
-What does not fit is held here, in the order of its arrival, and enters as the lanes empty. It keeps its
-slots, its deadline and its place in the queue limit; only its key does not age yet.
+The rest is held here, in the order of its arrival, and enters as the lanes empty. It keeps its slots, its
+deadline and its place in the queue limit; only its key does not age yet. docs/scheduling.md has the bounds.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,13 @@ from scheduler.forecast import Forecasts
 from scheduler.partition import Outcome, Partition, Submission
 from scheduler.priority import CLASS_COUNT, ClassLimits, KeyStamp, urgent_classes
 
-# How full the lanes may be for the most urgent bulk class; for each that is less urgent half as full. What
-# is held first is what matters least.
-FULLEST = 0.8
+# Bulk batches that may wait in the lanes beside the ones that run: enough that no instance runs dry until
+# completions let in more.
+BULK_BATCHES = 2
+# How often what has expired here is looked for. What enters expired meanwhile is dropped at the take.
+SWEEP_EVERY_NS = 20_000_000
+# Of the engine's time, for each bulk class. All of it together is what aged bulk can take from urgent work.
+GUARANTEED_SHARE = 0.05
 
 
 @dataclass(slots=True)
@@ -30,6 +34,26 @@ class _Entry:
     arrived_ns: int
     deadline_ns: int
     exclusive: bool
+
+
+class _Account:
+    """The engine time that one class may enter for: a token bucket that may be overdrawn by one request."""
+
+    def __init__(self, limit_ns: float, share: float) -> None:
+        self._limit_ns = limit_ns
+        self._share = share
+        self._balance_ns = limit_ns
+        self._since_ns = 0
+
+    def pays(self, cost_ns: float, now_ns: int) -> bool:
+        """Takes the cost off, if anything is left."""
+        earned_ns = (now_ns - self._since_ns) * self._share
+        self._balance_ns = min(self._limit_ns, self._balance_ns + earned_ns)
+        self._since_ns = now_ns
+        if self._balance_ns <= 0:
+            return False
+        self._balance_ns -= cost_ns
+        return True
 
 
 class Entrance:
@@ -43,6 +67,7 @@ class Entrance:
         *,
         models: int,
         bulk_quantum_ns: int,
+        frontends: int = 1,
         engine: int = 0,
         on_held: Callable[[], None] = lambda: None,
     ) -> None:
@@ -51,20 +76,21 @@ class Entrance:
         self._forecasts = forecasts
         self._stamp = KeyStamp(models, limits)
         self._quantum_ns = bulk_quantum_ns
+        self._share = GUARANTEED_SHARE / frontends
         self._engine = engine
         self._on_held = on_held
         # By class, in the order of arrival.
         self._held: list[dict[Submission, _Entry]] = [{} for _ in range(CLASS_COUNT)]
         self.held_rows = [0] * CLASS_COUNT
+        self._swept_ns = 0
         self.change(limits)
 
     def change(self, limits: Sequence[ClassLimits]) -> None:
         """Uses other slacks from now on; what has entered keeps its key."""
         self._stamp.change(limits)
-        self._slack_ns = [limit.slack_ns for limit in limits]
         urgent = urgent_classes(limits, self._quantum_ns)
         self._bulk = [index for index, is_urgent in enumerate(urgent) if not is_urgent]
-        self._fullest = {index: FULLEST / 2**rank for rank, index in enumerate(self._bulk)}
+        self._accounts = {index: _Account(self._quantum_ns, self._share) for index in self._bulk}
 
     @property
     def holds(self) -> bool:
@@ -88,17 +114,17 @@ class Entrance:
         """Pushes what fits by now, the most urgent class first. After completions, and every now and then."""
         if not self.holds:
             return
+        if now_ns - self._swept_ns >= SWEEP_EVERY_NS:
+            self._swept_ns = now_ns
+            self._sweep(now_ns)
         # Classes that a change has made urgent since are among them.
         for queue in self._held:
             while queue:
                 submission, entry = next(iter(queue.items()))
-                if entry.deadline_ns < now_ns:
-                    self._withdraw(submission, Outcome.EXPIRED)
-                elif self._fits(submission, now_ns):
-                    self._forget(submission)
-                    self._push(submission, entry, now_ns)
-                else:
+                if not self._fits(submission, now_ns):
                     break
+                self._forget(submission)
+                self._push(submission, entry, now_ns)
 
     def cancel(self, submission: Submission) -> None:
         """The caller left: what is held ends now, what has entered is skipped when its turn comes."""
@@ -113,21 +139,23 @@ class Entrance:
             for submission in list(queue):
                 self._withdraw(submission, Outcome.LOST)
 
+    def _sweep(self, now_ns: int) -> None:
+        """Ends what has expired; deadlines are not in the order of arrival."""
+        for queue in self._held:
+            for submission in [held for held, entry in queue.items() if entry.deadline_ns < now_ns]:
+                submission.queue_wait_ns = now_ns - queue[submission].arrived_ns
+                self._withdraw(submission, Outcome.EXPIRED)
+
     def _fits(self, submission: Submission, now_ns: int) -> bool:
-        class_index = submission.class_index
-        fullest = self._fullest.get(class_index)
-        if fullest is None:
-            return True
+        account = self._accounts.get(submission.class_index)
+        if account is None:
+            return True  # urgent
         forecast = self._forecasts.of(submission.model, now_ns)
-        rows = len(submission.slots)
-        work_ns = self._partition.backlog_ns(self._engine)
-        fullness = rows * forecast.item_ns / self._slack_ns[class_index]
-        fullness += sum(work_ns[index] / self._slack_ns[index] for index in self._bulk)
-        if fullness <= fullest * self._forecasts.bulk_share():
-            return True
-        # One full batch of each class may always wait: no class is shut out while another keeps coming.
-        queued = self._partition.depths(self._engine)[class_index]
-        return queued == 0 or queued + rows <= forecast.target
+        cost_ns = len(submission.slots) * forecast.item_ns
+        queued_ns = self._partition.backlog_ns(self._engine)
+        bulk_ns = sum([queued_ns[index] for index in self._bulk])
+        room_ns = BULK_BATCHES * min(self._quantum_ns, forecast.batch_ns(forecast.target))
+        return bulk_ns == 0 or bulk_ns + cost_ns <= room_ns or account.pays(cost_ns, now_ns)
 
     def _push(self, submission: Submission, entry: _Entry, now_ns: int) -> None:
         self._partition.push(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from scheduler.arena import Arena
 
 REFRESH_NS = 10_000_000
-MIN_BULK_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,6 @@ class Forecasts:
     def free_at_ns(self) -> int:
         """When an instance is expected to be free; 0: one is."""
         return self._native.free_at_ns(self._engine)
-
-    def bulk_share(self) -> float:
-        """The part of the engine's time that urgent work leaves to bulk, lately; never quite nothing."""
-        return max(MIN_BULK_SHARE, 1 - self._native.urgent_permille(self._engine) / 1000)
 
     def _look(self, model: int) -> Forecast:
         published = self._native.forecast(self._engine, model)

@@ -1,7 +1,9 @@
 """How long a batch of a given size takes: measured at warm-up, then learned from every batch.
 
 Per model and bucket the newest `WINDOW` durations are kept, and read as quantiles. A window follows drift
-within its length, and a quantile does not care how far out an outlier lies.
+within its length, and a quantile does not care how far out an outlier lies. A bucket that has not run for a
+while is taken to have drifted like those that have: what it once learned of a slow spell would otherwise
+keep it from ever running again.
 """
 
 from bisect import bisect_left, insort
@@ -14,7 +16,8 @@ WINDOW = 64
 # What warm-up measured counts as this many batches, so that one odd first batch moves nothing.
 SEED_WEIGHT = 8
 HIGH_QUANTILE = 0.95
-# Nobody is refused on the word of a bucket that has not run for this long: nothing would correct it.
+# What has not run for this long knows nothing of its own any more; and when nothing of a model has, nobody
+# is refused on its word, for nothing would correct it.
 STALE_NS = 1_000_000_000
 
 
@@ -71,18 +74,21 @@ class LearnedLatency:
         self._windows: dict[int, dict[int, _Window]] = {}
         # What readers see: replaced as a whole, so that they never see half an update.
         self._known: dict[int, dict[int, BucketLatency]] = {}
+        self._observed_ns: dict[int, int] = {}
 
     def seed(self, model: int, measured_ns: Mapping[int, int]) -> None:
         """Takes what warm-up measured of one model, bucket to nanoseconds; forgets what was learned."""
         self._windows[model] = {bucket: _Window(ns) for bucket, ns in sorted(measured_ns.items())}
-        self._settle(model)
+        self._observed_ns[model] = 0
+        self._settle(model, 0)
 
     def observe(self, model: int, bucket: int, duration_ns: int, now_ns: int) -> None:
         """Learns from one batch."""
         window = self._windows.get(model, {}).get(bucket)
         if window is not None:
             window.add(duration_ns, now_ns)
-            self._settle(model)
+            self._observed_ns[model] = now_ns
+            self._settle(model, now_ns)
 
     def predict_ns(self, model: int, bucket: int) -> int:
         """See `LatencyModel`; 0 for a model that was never seeded."""
@@ -99,7 +105,7 @@ class LearnedLatency:
         known = self._known.get(model, {}).get(bucket)
         if known is None:
             return 0
-        if now_ns - self._windows[model][bucket].observed_ns < STALE_NS:
+        if now_ns - self._observed_ns[model] < STALE_NS:
             return known.median_ns
         return min(known.median_ns, known.seed_ns)
 
@@ -107,13 +113,23 @@ class LearnedLatency:
         """What is known of each bucket, ascending."""
         return list(self._known.get(model, {}).values())
 
-    def _settle(self, model: int) -> None:
+    def _settle(self, model: int, now_ns: int) -> None:
         """A larger batch cannot really be faster; where noise says so, the larger figure holds for both."""
+        windows = self._windows[model]
+        fresh = [w for w in windows.values() if w.observed_ns and now_ns - w.observed_ns < STALE_NS]
+        slower = slowest = 1.0
+        if fresh:
+            slower = sum([w.quantile(0.5) / max(1, w.seed_ns) for w in fresh]) / len(fresh)
+            slowest = sum([w.quantile(HIGH_QUANTILE) / max(1, w.seed_ns) for w in fresh]) / len(fresh)
         known: dict[int, BucketLatency] = {}
         median = high = seed = 0
-        for bucket, window in self._windows[model].items():
-            median = max(median, window.quantile(0.5))
-            high = max(high, median, window.quantile(HIGH_QUANTILE))
+        for bucket, window in windows.items():
             seed = max(seed, window.seed_ns)
+            if fresh and window not in fresh:
+                median = max(median, int(window.seed_ns * slower))
+                high = max(high, median, int(window.seed_ns * slowest))
+            else:
+                median = max(median, window.quantile(0.5))
+                high = max(high, median, window.quantile(HIGH_QUANTILE))
             known[bucket] = BucketLatency(bucket, median, high, seed)
         self._known[model] = known

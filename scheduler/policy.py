@@ -201,8 +201,9 @@ def _in_time(
     the batch goes as it is, and the item that it would be too late for expires instead.
     """
     model = queued[0].model
-    tight_ns, tight_class = min(
-        [(w.deadline_ns, w.class_index) for w in queued if w.deadline_ns is not None], default=(None, 0)
+    tight_ns, tight_class, tight_key = min(
+        [(w.deadline_ns, w.class_index, w.key) for w in queued if w.deadline_ns is not None],
+        default=(None, 0, 0),
     )
     if tight_ns is None:
         return count
@@ -211,5 +212,7 @@ def _in_time(
         return count
     if sum([w.depth for w in queued if w.class_index <= tight_class]) > target:
         return count
-    fitting = [b for b in plan.buckets if b < count and latency.high_ns(model, b) <= left_ns]
+    # Those before it in the order would fill a batch that is too small, and it would not be in it.
+    ahead = sum([w.depth for w in queued if w.key < tight_key])
+    fitting = [b for b in plan.buckets if ahead < b < count and latency.high_ns(model, b) <= left_ns]
     return fitting[-1] if fitting else count

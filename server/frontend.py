@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 import structlog
@@ -76,6 +76,7 @@ class Frontend:
             limits,
             models=len(boot.manifests),
             bulk_quantum_ns=bulk_quantum_ns(settings),
+            frontends=frontends(settings),
             engine=ENGINE,
             on_held=self._held.set,
         )
@@ -91,7 +92,7 @@ class Frontend:
         self._desk = inference.Desk(self._partition, self._entrance, self._admission, self._models, limits)
         self._inference = inference.InferenceService(self._desk, settings.server.max_in_flight_per_stream)
         asyncio.get_running_loop().add_reader(eventfd, self._woken)
-        self._letting_in = asyncio.create_task(self._let_in())
+        letting_in = asyncio.create_task(self._let_in())
         self._woken()
 
         self._server = _grpc_server(settings)
@@ -114,21 +115,24 @@ class Frontend:
         control.listen(self._socket, self._obey)
         control.send(self._socket, {"type": "ready"})
         await self._finished.wait()
+        letting_in.cancel()
 
     async def _let_in(self) -> None:
         """Completions let held work in; these rounds are for when those of other front ends make room."""
         while True:
             await self._held.wait()
             await asyncio.sleep(LET_IN_EVERY_S)
-            self._entrance.let_in(_ring.now_ns())
+            self._deliver(lambda: None)
             if not self._entrance.holds:
                 self._held.clear()
 
     def _woken(self) -> None:
+        self._deliver(self._partition.woken)
+
+    def _deliver(self, completed: Callable[[], None]) -> None:
         try:
-            self._partition.woken()
-            if self._entrance.holds:
-                self._entrance.let_in(_ring.now_ns())
+            completed()
+            self._entrance.let_in(_ring.now_ns())
         except BaseException:
             # A bug, and what it interrupted will not be delivered: better every call of this process
             # ends now, and a new one starts, than that some hang.

@@ -59,7 +59,9 @@ class CpuInstance:
             end_ns = self._clock.now_ns()
             self._forget(batch)
             self._on_failure(batch, error, extent)
-        self._dispatcher.complete(batch, outcomes, start_ns, end_ns)
+            self._dispatcher.complete(batch, outcomes, start_ns, end_ns, in_parts=True)
+        else:
+            self._dispatcher.complete(batch, outcomes, start_ns, end_ns)
 
     def warm_up(self, model: int, buckets: Sequence[int], rounds: int) -> dict[int, int]:
         """See `Instance`."""

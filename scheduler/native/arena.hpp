@@ -93,8 +93,8 @@ class Arena {
     const std::uint64_t index = std::uint64_t{engine} * layout_.dims.models + model;
     return at<Forecast>(layout_.forecasts + index * sizeof(Forecast));
   }
-  EngineLoad& engine_load(std::uint32_t engine) const {
-    return at<EngineLoad>(layout_.engine_loads + engine * sizeof(EngineLoad));
+  std::atomic<std::uint64_t>& free_at(std::uint32_t engine) const {
+    return at<FreeAt>(layout_.free_at + engine * sizeof(FreeAt)).ns;
   }
   SlotHeader& slot(std::uint64_t slot) const {
     return at<SlotHeader>(layout_.slot_headers + slot * sizeof(SlotHeader));
@@ -173,8 +173,7 @@ class Arena {
       reset_pair(engine, frontend);
     }
     engine_gate(engine).sleeping.store(0, std::memory_order_relaxed);
-    engine_load(engine).free_at_ns.store(0, std::memory_order_relaxed);
-    engine_load(engine).urgent_permille.store(0, std::memory_order_relaxed);
+    free_at(engine).store(0, std::memory_order_relaxed);
     EngineStats& stats = engine_stats(engine);
     add(stats.lost, stats.in_batches());
   }

@@ -228,13 +228,7 @@ class EnginePort {
 
   // Publishes when an instance will be free; 0: one is.
   void publish_free_at(std::uint64_t ns) {
-    arena_.engine_load(engine_).free_at_ns.store(ns, std::memory_order_relaxed);
-  }
-
-  // Publishes how much of this engine's time urgent work has taken lately.
-  void publish_urgent_share(std::uint64_t permille) {
-    Layout::check("permille", permille, 0, 1000);
-    arena_.engine_load(engine_).urgent_permille.store(permille, std::memory_order_relaxed);
+    arena_.free_at(engine_).store(ns, std::memory_order_relaxed);
   }
 
   // Waits until something is pushed after the last look(), wake() is called, or `timeout_ns` passes.

@@ -171,13 +171,11 @@ struct Forecast {
 };
 static_assert(sizeof(Forecast) == kNoFalseSharing + kMaxBuckets * sizeof(ForecastBucket));
 
-// Of one engine, written by it: the instant at which an instance is expected to be free, 0: one is;
-// and the part of its time that urgent work has taken lately.
-struct EngineLoad {
-  alignas(kNoFalseSharing) std::atomic<std::uint64_t> free_at_ns;
-  std::atomic<std::uint64_t> urgent_permille;
+// Of one engine, written by it: the instant at which an instance is expected to be free; 0: one is.
+struct FreeAt {
+  alignas(kNoFalseSharing) std::atomic<std::uint64_t> ns;
 };
-static_assert(sizeof(EngineLoad) == kNoFalseSharing);
+static_assert(sizeof(FreeAt) == kNoFalseSharing);
 
 struct Dimensions {
   std::uint32_t frontends = 1;
@@ -200,7 +198,7 @@ struct Layout {
   std::uint64_t engine_stats = 0;
   std::uint64_t frontend_stats = 0;
   std::uint64_t forecasts = 0;
-  std::uint64_t engine_loads = 0;
+  std::uint64_t free_at = 0;
   std::uint64_t slot_headers = 0;
   std::uint64_t input_slab = 0;
   std::uint64_t output_slab = 0;
@@ -270,7 +268,7 @@ struct Layout {
     layout.frontend_stats = place(dims.frontends * sizeof(FrontendStats), kNoFalseSharing);
     layout.forecasts =
         place(std::uint64_t{dims.engines} * dims.models * sizeof(Forecast), kNoFalseSharing);
-    layout.engine_loads = place(dims.engines * sizeof(EngineLoad), kNoFalseSharing);
+    layout.free_at = place(dims.engines * sizeof(FreeAt), kNoFalseSharing);
     layout.slot_headers = place(layout.slots() * sizeof(SlotHeader), kNoFalseSharing);
     // Pages of their own, so that a device driver can register the slabs and nothing else.
     layout.input_slab = place(layout.slots() * dims.input_row_bytes, kPage);

@@ -277,16 +277,9 @@ NB_MODULE(_ring, m) {
           "free_at_ns",
           [](const PyArena& self, std::uint32_t engine) {
             check_engine(self, engine);
-            return count_of(self.arena.engine_load(engine).free_at_ns);
+            return count_of(self.arena.free_at(engine));
           },
-          "engine"_a, "When an instance is expected to be free; 0: one is.")
-      .def(
-          "urgent_permille",
-          [](const PyArena& self, std::uint32_t engine) {
-            check_engine(self, engine);
-            return count_of(self.arena.engine_load(engine).urgent_permille);
-          },
-          "engine"_a, "The part of the engine's time that urgent work has taken lately, in thousandths.");
+          "engine"_a, "When an instance is expected to be free; 0: one is.");
 
   nb::class_<tickring::FrontendPort>(m, "FrontendPort")
       .def(
@@ -396,8 +389,6 @@ NB_MODULE(_ring, m) {
           "floor_ns"_a, "The last four by bucket. ValueError naming one that is too long or of another length.")
       .def("publish_free_at", &tickring::EnginePort::publish_free_at, "ns"_a,
            "When an instance will be free; 0: one is.")
-      .def("publish_urgent_share", &tickring::EnginePort::publish_urgent_share, "permille"_a,
-           "The part of the engine's time that urgent work has taken lately, in thousandths.")
       .def("wait", &tickring::EnginePort::wait, "timeout_ns"_a, "spin_ns"_a,
            nb::call_guard<nb::gil_scoped_release>())
       .def("wake", &tickring::EnginePort::wake);

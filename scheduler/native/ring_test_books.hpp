@@ -404,9 +404,9 @@ static void reset_engine_keeps_its_forecast_but_not_when_it_is_free() {
   EnginePort engine = world.engine();
   engine.publish_forecast(0, {1, 2, {4}, {5}, {6}, {7}});
   engine.publish_free_at(8);
-  CHECK_EQUAL(world.arena.engine_load(0).free_at_ns.load(), 8u);
+  CHECK_EQUAL(world.arena.free_at(0).load(), 8u);
   world.arena.reset_engine(0);
-  CHECK_EQUAL(world.arena.engine_load(0).free_at_ns.load(), 0u);
+  CHECK_EQUAL(world.arena.free_at(0).load(), 0u);
   CHECK_EQUAL(world.arena.forecast(0, 0).item_ns.load(), 2u);
 }
 

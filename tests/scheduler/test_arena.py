@@ -135,9 +135,8 @@ def test_arena_of_another_layout_is_refused(created: tuple[Arena, int]) -> None:
     """An older or newer version of this code made it."""
     _, fd = created
     header = np.frombuffer(mmap.mmap(fd, os.fstat(fd).st_size), np.uint32)
-    (version_at,) = np.flatnonzero(header[:4] == 1)[:1]
-    header[version_at] += 1
-    with pytest.raises(ValueError, match=r"version"):
+    header[2] += 1  # behind the 64 bits of the magic number
+    with pytest.raises(ValueError, match=r"^arena layout version \d+, this build speaks \d+$"):
         Arena.attach(fd)
 
 

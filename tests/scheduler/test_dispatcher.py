@@ -1,12 +1,16 @@
+"""From a push to an answer: what is taken when, what it ends as, and what it teaches."""
+
 import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
-from scheduler.dispatcher import Batch, SpinBudget
+from scheduler.clock import VirtualClock
+from scheduler.dispatcher import Batch, SpinBudget, UrgentShare
 from scheduler.executor.fake import FakeRunner
 from scheduler.executor.runner import Array
+from scheduler.latency import STALE_NS, WINDOW
 from scheduler.partition import Outcome
 from scheduler.policy import BatchPlan, WaitUntil
 from scheduler.priority import PriorityClass
@@ -86,22 +90,29 @@ def test_cancel_after_the_take_changes_nothing(world: World) -> None:
     assert world.answers["a"].outcome is Outcome.RESULT
 
 
-def test_batch_that_raises_fails_its_items_and_nobody_else(make_world: Callable[..., World]) -> None:
-    """The engine goes on; the failure is reported once, with its batch."""
+def test_item_that_makes_the_model_raise_fails_alone(make_world: Callable[..., World]) -> None:
+    """Its batch mates are answered, the engine goes on, and the failure is reported once."""
 
     def poison(inputs: Sequence[Array]) -> None:
         if (inputs[0] == 666.0).any():
             raise RuntimeError("division by zero")
 
     world = make_world(runners=[FakeRunner(SIGNATURE, poison)])
-    world.submit("bad", rows=[666.0])
-    world.run_all()
-    world.submit("good", rows=[1.0])
-    # The staging row of the bad batch is overwritten before the next run, so it cannot poison it.
+    for name, value in (("a", 1.0), ("bad", 666.0), ("b", 2.0), ("c", 3.0)):
+        world.submit(name, rows=[value])
+    (batch,) = world.run_all()
+    world.submit("next", rows=[4.0])
+    # The staging rows of the bad batch are overwritten before the next run, so they cannot poison it.
     world.run_all()
     assert world.answers["bad"].outcome is Outcome.ERROR
-    assert world.answers["good"].outcome is Outcome.RESULT
-    assert [str(error) for _, error in world.failures] == ["division by zero"]
+    assert {name: answer.outputs[0].item() for name, answer in world.answers.items() if name != "bad"} == {
+        "a": 1.0,
+        "b": 2.0,
+        "c": 3.0,
+        "next": 4.0,
+    }
+    ((failed, error, extent),) = world.failures
+    assert (failed.number, str(error), extent.guilty) == (batch.number, "division by zero", 1)
 
 
 def test_non_finite_output_fails_its_item_alone(world: World) -> None:
@@ -233,29 +244,182 @@ def test_no_spinning_where_it_is_off() -> None:
     assert spin.spin_ns() == 0
 
 
-def test_spare_instance_is_invited_when_enough_is_left_behind(make_world: Callable[..., World]) -> None:
-    """With target 8: 31 queued leave 23 behind the first batch, and then 31 - 8 + 9 leave 24."""
-    world = make_world(slots=64)
-    taken: list[Batch | None] = []
-    spare = threading.Thread(target=lambda: taken.append(world.dispatcher.next_spare_batch()))
-    spare.start()
-    world.submit("few", rows=[1.0] * 31)
-    first = world.dispatcher.next_batch()
-    assert first is not None
-    assert len(first.slots) == 8
-    assert spare.is_alive(), "23 left behind are no reason"
-    world.submit("more", rows=[1.0] * 9)
-    second = world.dispatcher.next_batch()
-    assert second is not None
-    spare.join(timeout=10)
-    assert [len(batch.slots) for batch in taken if batch] == [8]
+# -- deadlines ----------------------------------------------------------------------------------
 
 
-def test_stop_ends_a_spare_instance_that_was_never_invited(world: World) -> None:
-    """It does not wait for an invitation that cannot come."""
-    results: list[Batch | None] = []
-    spare = threading.Thread(target=lambda: results.append(world.dispatcher.next_spare_batch()))
-    spare.start()
-    world.dispatcher.stop()
-    spare.join(timeout=10)
-    assert results == [None]
+def seeded(world: World, ms: float) -> World:
+    """Warm: every bucket takes so long."""
+    for model, plan in enumerate(world.plans):
+        world.latency.seed(model, dict.fromkeys(plan.buckets, round(ms * MS)))
+    world.dispatcher.warm()
+    return world
+
+
+@pytest.mark.parametrize(
+    ("early_refusal", "timeout_ms", "outcome"),
+    [
+        (True, 5, Outcome.RESULT),  # just so
+        (True, 4.9, Outcome.EXPIRED),
+        (False, 4.9, Outcome.RESULT),  # late, and as asked for
+        (False, -1, Outcome.EXPIRED),  # the deadline itself always counts
+        (True, -1, Outcome.EXPIRED),
+    ],
+)
+def test_what_would_be_done_too_late_is_dropped_at_the_take(
+    make_world: Callable[..., World], early_refusal: bool, timeout_ms: float, outcome: Outcome
+) -> None:
+    """With a model of 5 ms, unless early refusal is off."""
+    world = seeded(make_world(early_refusal=early_refusal), 5)
+    world.submit("a", timeout_ns=round(timeout_ms * MS))
+    world.run_all()
+    assert world.answers["a"].outcome is outcome
+
+
+@pytest.mark.parametrize(("age_ns", "outcome"), [(0, Outcome.EXPIRED), (STALE_NS, Outcome.RESULT)])
+def test_nothing_is_dropped_on_the_word_of_a_stale_prediction(
+    world: World, age_ns: int, outcome: Outcome
+) -> None:
+    """Ten milliseconds, as it was a second ago; at warm-up it was one."""
+    seeded(world, 1)
+    for _ in range(WINDOW):
+        world.latency.observe(0, 1, 10 * MS, world.clock.now_ns())
+    world.clock.advance(age_ns)
+    world.submit("a", timeout_ns=5 * MS)
+    world.run_all()
+    assert world.answers["a"].outcome is outcome
+
+
+def test_a_batch_shrinks_to_keep_the_tightest_deadline_in_it(make_world: Callable[..., World]) -> None:
+    """One item has 3 ms left, and a batch of eight would take four."""
+    world = make_world()
+    world.latency.seed(0, {1: MS, 2: MS, 4: 2 * MS, 8: 4 * MS})
+    world.submit("tight", timeout_ns=3 * MS)
+    world.submit("others", rows=[1.0] * 7, timeout_ns=50 * MS)
+    assert [len(batch.slots) for batch in world.run_all()] == [4, 4]
+    assert {answer.outcome for answer in world.answers.values()} == {Outcome.RESULT}
+
+
+# -- learning -----------------------------------------------------------------------------------
+
+
+def timed(make_world: Callable[..., World], ms_per_batch: float, **options: object) -> World:
+    """Warm at 1 ms; from now on every run takes so long, and raises where a row is 666."""
+    clock = VirtualClock(1_000 * MS)
+
+    def run(inputs: Sequence[Array]) -> None:
+        clock.advance(round(ms_per_batch * MS))
+        if (inputs[0] == 666.0).any():
+            raise RuntimeError("poison")
+
+    return seeded(make_world(clock=clock, runners=[FakeRunner(SIGNATURE, run)], **options), 1)
+
+
+def run_batches(world: World, rows: Sequence[float], *, spare: bool = False) -> None:
+    """As many as the latency model remembers."""
+    for _ in range(WINDOW):
+        world.answers.clear()
+        world.submit("a", rows=rows)
+        batch = world.dispatcher.poll(spare=spare)
+        assert isinstance(batch, Batch)
+        world.instance.run(batch)
+        world.partition.drain()
+
+
+def test_batches_teach_the_latency_model(make_world: Callable[..., World]) -> None:
+    """From dispatch to outputs ready, for the bucket that ran and, as they cannot be faster, larger ones."""
+    world = timed(make_world, 3)
+    run_batches(world, [1.0] * 4)
+    assert [row.median_ns // MS for row in world.latency.table(0)] == [1, 1, 3, 3]
+
+
+@pytest.mark.parametrize(("rows", "spare"), [([1.0], True), ([666.0], False), ([1.0, 666.0], False)])
+def test_spare_and_failed_batches_teach_nothing(
+    make_world: Callable[..., World], rows: list[float], spare: bool
+) -> None:
+    """One ran on somebody else's core, the other was run again in parts."""
+    world = timed(make_world, 3)
+    run_batches(world, rows, spare=spare)
+    assert [row.median_ns // MS for row in world.latency.table(0)] == [1, 1, 1, 1]
+
+
+def test_non_finite_rows_are_no_failure_of_the_batch(make_world: Callable[..., World]) -> None:
+    """It ran once, as any other."""
+    world = timed(make_world, 3)
+    run_batches(world, [1.0, float("nan")])
+    assert world.latency.predict_ns(0, 2) == 3 * MS
+
+
+def test_the_target_follows_what_is_learned(make_world: Callable[..., World]) -> None:
+    """A budget of 2 ms, and batches that have come to take 3."""
+    world = timed(make_world, 3, plans=[BatchPlan((1, 2, 4, 8), (0,) * 5, 2 * MS)])
+    assert world.dispatcher.targets.sizes == [8]
+    sizes = []
+    for number in range(WINDOW):
+        world.submit(str(number), rows=[1.0] * 8)
+        sizes += [len(batch.slots) for batch in world.run_all()]
+    assert (sizes[0], sizes[-1]) == (8, 1)
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(("urgent_ms", "permille"), [(0, 0), (25, 250), (100, 1000), (130, 1000)])
+def test_urgent_share_is_a_mean_over_about_a_second(urgent_ms: int, permille: int) -> None:
+    """A batch every 100 ms: there within a percent after five seconds, and gone five later."""
+    share = UrgentShare(0, instances=1)
+    for number in range(50):
+        share.add(urgent_ms * MS, (number + 1) * 100 * MS)
+    assert share.permille == pytest.approx(permille, rel=0.01)
+    share.add(0, 10_000 * MS)
+    assert share.permille <= permille / 100
+
+
+def test_urgent_share_is_of_all_instances() -> None:
+    """Two of them, one busy with urgent work."""
+    share = UrgentShare(0, instances=2)
+    for number in range(50):
+        share.add(100 * MS, (number + 1) * 100 * MS)
+    assert share.permille == pytest.approx(500, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rows", "permille"), [({URGENT: 1}, 1000), ({BULK: 1}, 0), ({URGENT: 1, BULK: 3}, 250)]
+)
+def test_what_urgent_work_takes_is_published(
+    make_world: Callable[..., World], rows: dict[PriorityClass, int], permille: int
+) -> None:
+    """Of a batch, the part of its items; an engine that is never idle."""
+    world = timed(make_world, 100)
+    for number in range(WINDOW):
+        for cls, count in rows.items():
+            world.submit(f"{number} {cls}", rows=[1.0] * count, cls=cls)
+        world.run_all()
+    assert world.arena.native.urgent_permille(0) == pytest.approx(permille, rel=0.01)
+
+
+# -- changes while it runs ----------------------------------------------------------------------
+
+
+def test_pressure_shrinks_batches_from_the_next_one_on(make_world: Callable[..., World]) -> None:
+    """Taken up by whoever leads."""
+    world = seeded(make_world(plans=[BatchPlan((1, 2, 4, 8), (0,) * 5, 5 * MS)]), 1)
+    world.submit("a", rows=[1.0] * 32)
+    sizes = []
+    for steps in (0, 1, 9, 0):
+        world.dispatcher.shrink_targets(steps)
+        batch = world.dispatcher.next_batch()
+        assert batch is not None
+        sizes.append(len(batch.slots))
+    assert sizes == [8, 4, 1, 8]
+
+
+def test_a_leader_that_sleeps_takes_up_other_plans(make_world: Callable[..., World]) -> None:
+    """It would wait for company for an hour; now it need not."""
+    hour_ns = 3_600_000 * MS
+    world = make_world(plans=[BatchPlan((1, 2), (hour_ns,) * 5, None)])
+    world.submit("a")
+    assert world.dispatcher.poll() == WaitUntil(world.clock.now_ns() + hour_ns)
+    batches: list[Batch | None] = []
+    leader = threading.Thread(target=lambda: batches.append(world.dispatcher.next_batch()), daemon=True)
+    leader.start()
+    world.dispatcher.replan([BatchPlan((1, 2), (0,) * 5, None)])
+    leader.join(timeout=10)
+    assert [len(batch.slots) for batch in batches if batch] == [1]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scheduler.dispatcher import Batch
 from scheduler.executor.fake import FakeRunner
 from scheduler.executor.runner import Array
-from scheduler.partition import COST_WEIGHT, Outcome, Submission
+from scheduler.partition import Outcome, Submission
 from scheduler.policy import BatchPlan
 from scheduler.priority import PriorityClass
 from tests.scheduler.world import EAGER, MS, SIGNATURE, World
@@ -38,26 +38,26 @@ def batch_of(world: World) -> Batch:
 def test_slots_are_handed_out_once_and_the_last_one_back_first(world: World) -> None:
     """Each to one submission; the most recently used comes again, as its rows may still be in a cache."""
     partition = world.partition
-    first, second = partition.reserve(3, 0, ignore), partition.reserve(29, 0, ignore)
+    first, second = partition.reserve(3, 0, 0, partition.release), partition.reserve(29, 0, 0, ignore)
     assert sorted(first.slots + second.slots) == list(range(32))
     assert partition.free_slots == 0
     used = set(first.slots)
-    partition.release(first)
+    partition.end_unpushed(first, Outcome.CANCELLED)
     assert first.slots == []
-    assert (partition.free_slots, set(partition.reserve(3, 0, ignore).slots)) == (3, used)
+    assert (partition.free_slots, set(partition.reserve(3, 0, 0, ignore).slots)) == (3, used)
 
 
 @pytest.mark.parametrize("rows", [0, -1, 33])
 def test_reserving_what_admission_never_lets_in_is_a_bug(world: World, rows: int) -> None:
     """No rows, or more than there are slots."""
     with pytest.raises(AssertionError):
-        world.partition.reserve(rows, 0, ignore)
+        world.partition.reserve(rows, 0, 0, ignore)
 
 
 def test_releasing_twice_frees_once(world: World) -> None:
     """The submission forgets its slots."""
-    submission = world.partition.reserve(4, 0, ignore)
-    world.partition.release(submission)
+    submission = world.partition.reserve(4, 0, 0, world.partition.release)
+    world.partition.end_unpushed(submission, Outcome.CANCELLED)
     world.partition.release(submission)
     assert world.partition.free_slots == 32
     world.partition.check_integrity()
@@ -74,19 +74,20 @@ def test_each_row_of_each_tensor_has_its_own_place(rows: int, seed: int) -> None
 
 
 def check_placement(world: World, rows: int, seed: int) -> None:
-    """Writes two inputs of a submission into scattered slots, and reads two outputs from them."""
+    """Writes two inputs of a submission into scattered slots, reads them back, and reads two outputs."""
     partition, noise = world.partition, np.random.default_rng(seed)
-    held = [partition.reserve(1, 0, ignore) for _ in range(16)]
+    held = [partition.reserve(1, 0, 0, partition.release) for _ in range(16)]
     random.Random(seed).shuffle(held)
     for submission in held:
-        partition.release(submission)
-    submission = partition.reserve(rows, 0, ignore)
+        partition.end_unpushed(submission, Outcome.CANCELLED)
+    submission = partition.reserve(rows, 0, 0, ignore)
 
     before = world.arena.input_rows.copy()
     for spec, offset in zip(SIGNATURE.inputs, SIGNATURE.input_offsets, strict=True):
         data = noise.integers(0, 256, (rows, spec.item_bytes), np.uint8)
         partition.write_input(submission, offset, spec.item_bytes, data.tobytes())
         before[submission.slots, offset : offset + spec.item_bytes] = data
+        assert partition.input(submission, offset, spec.item_bytes) == data.tobytes()
     np.testing.assert_array_equal(world.arena.input_rows, before)
 
     world.arena.output_rows[:] = noise.integers(0, 256, world.arena.output_rows.shape, np.uint8)
@@ -105,7 +106,7 @@ def test_partitions_of_one_arena_do_not_meet(make_world: MakeWorld) -> None:
         Dimensions(frontends=2, models=1, slots_per_frontend=4, input_row_bytes=64, output_row_bytes=64)
     )
     partitions = [Partition(arena, index, world.frontend_fd, [world.engine_fd]) for index in range(2)]
-    slots = [partition.reserve(4, 0, ignore).slots for partition in partitions]
+    slots = [partition.reserve(4, 0, 0, ignore).slots for partition in partitions]
     assert [sorted(each) for each in slots] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
@@ -128,20 +129,66 @@ def test_outstanding_is_counted_by_class_until_each_row_is_back(make_world: Make
     assert world.partition.outstanding == [0, 0, 0, 0, 0]
 
 
-def test_tally_counts_each_end_once(make_world: MakeWorld) -> None:
+@pytest.mark.parametrize("outcome", [Outcome.EXPIRED, Outcome.CANCELLED, Outcome.LOST])
+def test_what_is_never_pushed_counts_from_its_reservation_and_ends_once(
+    make_world: MakeWorld, outcome: Outcome
+) -> None:
+    """It has slots, so it is outstanding; it is in the books once it has ended, as admitted too."""
+    partition = make_world(plans=[EAGER, EAGER]).partition
+    ended: list[Submission] = []
+    submission = partition.reserve(3, 1, BULK.index, ended.append)
+    assert (partition.outstanding[BULK.index], partition.outstanding_by_lane[9]) == (3, 3)
+    partition.check_integrity()
+    partition.end_unpushed(submission, outcome)
+    assert [(each.outcome, each.remaining, len(each.slots)) for each in ended] == [(outcome, 0, 3)]
+    assert (partition.outstanding, partition.outstanding_by_lane) == ([0] * 5, [0] * 10)
+    books = partition.books()
+    assert (books["admitted"], books["ended"][outcome], sum(books["ended"])) == (3, 3, 3)
+    partition.release(submission)
+    partition.check_integrity()
+
+
+def test_outstanding_is_counted_by_model_as_well(make_world: MakeWorld) -> None:
+    """A model may have a limit of its own in each class."""
+    world = make_world(plans=[EAGER, EAGER])
+    world.submit("a", rows=[1.0, 2.0], model=0, cls=BULK)
+    world.submit("b", rows=[1.0, 2.0, 3.0], model=1, cls=BULK)
+    assert world.partition.outstanding == [0, 0, 0, 0, 5]
+    assert world.partition.outstanding_by_lane == [0, 0, 0, 0, 2, 0, 0, 0, 0, 3]
+    world.run_all()
+    assert world.partition.outstanding_by_lane == [0] * 10
+
+
+def test_what_is_queued_is_weighed_by_the_forecast_of_its_model(make_world: MakeWorld) -> None:
+    """By class: items, and the engine time they cost; what is taken is no longer queued."""
+    world = make_world(plans=[EAGER, EAGER])
+    for model, item_ns in enumerate((2 * MS, 7 * MS)):
+        world.port.publish_forecast(model, 8, item_ns, [8], [1], [1], [1])
+    world.submit("a", rows=[1.0, 2.0], model=0, cls=BULK)
+    world.submit("b", rows=[1.0, 2.0, 3.0], model=1, cls=BULK)
+    world.submit("c", model=1)
+    assert world.partition.depths(0) == [1, 0, 0, 0, 5]
+    assert world.partition.backlog_ns(0) == [7 * MS, 0, 0, 0, 25 * MS]
+    batch_of(world)
+    assert world.partition.depths(0) == [0, 0, 0, 0, 2]
+    assert world.partition.backlog_ns(0) == [0, 0, 0, 0, 4 * MS]
+
+
+def test_books_count_each_end_once(make_world: MakeWorld) -> None:
     """By outcome; what is open is the rest."""
     world = make_world()
     world.submit("result", rows=[1.0, 2.0])
     world.submit("nan", rows=[float("nan")])
     world.partition.cancel(world.submit("gone"))
     world.submit("late", timeout_ns=MS)
-    assert (world.partition.tally.admitted, world.partition.tally.open) == (5, 5)
+    books = world.partition.books()
+    assert (books["admitted"], sum(books["ended"])) == (5, 0)
     world.clock.advance(2 * MS)
     world.run_all()
     world.submit("lost", rows=[1.0, 2.0, 3.0])
     world.partition.lose_engine()
-    ended = dict(zip(Outcome, world.partition.tally.ended[1:], strict=True))
-    assert ended == {
+    books = world.partition.books()
+    assert {outcome: books["ended"][outcome] for outcome in Outcome} == {
         Outcome.RESULT: 2,
         Outcome.ERROR: 0,
         Outcome.NON_FINITE: 1,
@@ -149,7 +196,7 @@ def test_tally_counts_each_end_once(make_world: MakeWorld) -> None:
         Outcome.CANCELLED: 1,
         Outcome.LOST: 3,
     }
-    assert (world.partition.tally.admitted, world.partition.tally.open) == (8, 0)
+    assert books["admitted"] == sum(books["ended"]) == 8
 
 
 def test_worst_row_decides_and_the_longest_wait_is_told(make_world: MakeWorld) -> None:
@@ -175,34 +222,8 @@ def test_cancelling_reaches_only_what_is_still_queued(make_world: MakeWorld) -> 
     world.partition.cancel(submission)
     assert world.run_all() == []
     assert world.answers["a"].outcome is Outcome.CANCELLED
-    assert world.partition.tally.ended[Outcome.RESULT] == 2
-    assert world.partition.tally.ended[Outcome.CANCELLED] == 1
-
-
-@pytest.mark.parametrize("sizes", [[1], [4, 4, 4], [1, 8, 3]])
-def test_cost_of_an_item_follows_the_batches(make_world: MakeWorld, sizes: list[int]) -> None:
-    """A running mean of computation by items: what a hint to come back is made of."""
-    world = make_world()
-
-    def take_time(inputs: object) -> None:
-        world.clock.advance(12 * MS)
-
-    world.runners[:] = [FakeRunner(SIGNATURE, take_time)]  # type: ignore[index]
-    expected = 0.0
-    for number, size in enumerate(sizes):
-        world.submit(str(number), rows=[1.0] * size)
-        world.run_once()
-        expected += (12 * MS / size - expected) * COST_WEIGHT
-    assert world.partition.item_cost_ns == pytest.approx(expected)
-
-
-def test_what_never_ran_costs_nothing(world: World) -> None:
-    """Expired and cancelled items say nothing about the model."""
-    world.submit("late", timeout_ns=MS)
-    world.partition.cancel(world.submit("gone"))
-    world.clock.advance(2 * MS)
-    world.run_all()
-    assert world.partition.item_cost_ns == 0
+    assert world.partition.books()["ended"][Outcome.RESULT] == 2
+    assert world.partition.books()["ended"][Outcome.CANCELLED] == 1
 
 
 def test_lost_engine_takes_what_it_had_completed(make_world: MakeWorld) -> None:
@@ -212,8 +233,8 @@ def test_lost_engine_takes_what_it_had_completed(make_world: MakeWorld) -> None:
     world.instance.run(batch_of(world))
     world.partition.lose_engine()
     assert world.answers["a"].outcome is Outcome.LOST
-    assert world.partition.tally.ended[Outcome.RESULT] == 1
-    assert world.partition.tally.ended[Outcome.LOST] == 1
+    assert world.partition.books()["ended"][Outcome.RESULT] == 1
+    assert world.partition.books()["ended"][Outcome.LOST] == 1
     assert world.partition.free_slots == 32
     world.partition.check_integrity()
 
@@ -236,15 +257,27 @@ def free_a_slot_in_use(world: World) -> None:
 
 
 def miscount_an_end(world: World) -> None:
-    world.partition.tally.ended[Outcome.RESULT] += 1
+    world.partition._port.lose(1)
 
 
 def miscount_a_class(world: World) -> None:
     world.partition.outstanding[0] -= 1
 
 
+def miscount_a_lane(world: World) -> None:
+    world.partition.outstanding_by_lane[0] += 1
+
+
 @pytest.mark.parametrize(
-    "damage", [lose_an_item, free_a_slot_twice, free_a_slot_in_use, miscount_an_end, miscount_a_class]
+    "damage",
+    [
+        lose_an_item,
+        free_a_slot_twice,
+        free_a_slot_in_use,
+        miscount_an_end,
+        miscount_a_class,
+        miscount_a_lane,
+    ],
 )
 def test_integrity_check_sees_damage(world: World, damage: Callable[[World], None]) -> None:
     """Fine before, not after."""
@@ -276,7 +309,7 @@ def test_failed_request_names_the_batch_that_failed(make_world: MakeWorld) -> No
     world = make_world(plans=[BatchPlan((1,), (0,) * 5, None)], runners=[FakeRunner(SIGNATURE, poison)])
     submission = world.submit("a", rows=[666.0, 1.0, 2.0])
     world.run_all()
-    ((failed, _),) = world.failures
+    ((failed, _, _),) = world.failures
     assert world.answers["a"].outcome is Outcome.ERROR
     assert submission.batch == failed.number
 

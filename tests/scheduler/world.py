@@ -12,15 +12,15 @@ from scheduler.clock import VirtualClock
 from scheduler.dispatcher import Batch, Dispatcher
 from scheduler.executor.cpu import CpuInstance
 from scheduler.executor.fake import FakeRunner
+from scheduler.executor.instance import FailureExtent
 from scheduler.executor.runner import Runner
-from scheduler.latency import WarmUpLatency
+from scheduler.latency import LearnedLatency
 from scheduler.partition import Outcome, Partition, Submission
 from scheduler.policy import BatchPlan
-from scheduler.priority import PriorityClass
+from scheduler.priority import DEFAULT_LIMITS, KeyStamp, PriorityClass
 from scheduler.signature import DataType, ModelSignature, TensorSpec
 
 MS = 1_000_000
-SLACK_NS = (0, 5 * MS, 50 * MS, 500 * MS, 2000 * MS)
 EAGER = BatchPlan(buckets=(1, 2, 4, 8), max_wait_ns=(0, 0, 0, 0, 0), budget_ns=None)
 
 SIGNATURE = ModelSignature(
@@ -48,8 +48,10 @@ class World:
     plans: Sequence[BatchPlan] = (EAGER,)
     runners: Sequence[Runner] = ()
     slots: int = 32
+    instances: int = 1
+    early_refusal: bool = True
     clock: VirtualClock = field(default_factory=lambda: VirtualClock(1_000 * MS))
-    failures: list[tuple[Batch, Exception]] = field(default_factory=list)
+    failures: list[tuple[Batch, Exception, FailureExtent]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.runners = self.runners or [FakeRunner(SIGNATURE) for _ in self.plans]
@@ -65,17 +67,25 @@ class World:
         self.frontend_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.engine_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.partition = Partition(self.arena, 0, self.frontend_fd, [self.engine_fd])
-        self.latency = WarmUpLatency()
+        self.latency = LearnedLatency()
         self.port = _ring.EnginePort(self.arena.native, 0, self.engine_fd, [self.frontend_fd])
-        self.dispatcher = Dispatcher(self.port, self.plans, self.latency, self.clock)
+        self.dispatcher = Dispatcher(
+            self.port,
+            self.plans,
+            self.latency,
+            self.clock,
+            instances=self.instances,
+            early_refusal=self.early_refusal,
+        )
         self.instance = CpuInstance(
             self.arena,
             self.dispatcher,
             self.runners,
             max(plan.buckets[-1] for plan in self.plans),
             self.clock,
-            lambda batch, error: self.failures.append((batch, error)),
+            lambda *failure: self.failures.append(failure),
         )
+        self.stamp = KeyStamp(len(self.plans), DEFAULT_LIMITS)
         self.answers: dict[str, Answer] = {}
 
     def close(self) -> None:
@@ -108,7 +118,7 @@ class World:
             self.partition.release(submission)
 
         values = np.asarray(rows)
-        submission = self.partition.reserve(len(values), cls.index, ended)
+        submission = self.partition.reserve(len(values), model, cls.index, ended)
         for spec, offset in zip(SIGNATURE.inputs, SIGNATURE.input_offsets, strict=True):
             array = np.broadcast_to(values.reshape(-1, *[1] * len(spec.shape)), (len(values), *spec.shape))
             data = array.astype(spec.data_type.dtype).tobytes()
@@ -117,8 +127,7 @@ class World:
         self.partition.push(
             submission,
             engine=0,
-            model=model,
-            key=now_ns + SLACK_NS[cls.index],
+            key=self.stamp.key(model, cls.index, now_ns),
             enqueued_ns=now_ns,
             deadline_ns=_ring.NO_DEADLINE if timeout_ns is None else now_ns + timeout_ns,
             exclusive=exclusive,

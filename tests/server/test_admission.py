@@ -1,35 +1,105 @@
-"""Who is let in."""
+"""Who is let in: what fits, and what can be done by its deadline."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from scheduler.errors import Overloaded, Unavailable
-from scheduler.partition import Outcome
+from scheduler import _ring
+from scheduler.errors import DeadlineMissed, Overloaded, Unavailable
+from scheduler.forecast import REFRESH_NS, Forecasts
+from scheduler.partition import Outcome, Submission
 from scheduler.priority import ClassLimits, PriorityClass
 from server.admission import MAX_RETRY_S, MIN_RETRY_S, Admission
 from tests.server.world import FrontEnd, request
 
+MS = 1_000_000
+NOW = 1_000_000 * MS
 HIGH = PriorityClass.REAL_TIME_TRADING
+MARKET = PriorityClass.MARKET_DATA_UPDATE
 LOW = PriorityClass.BACKGROUND_TASKS
+MakeFrontEnd = Callable[..., FrontEnd]
 
 
-def admission(front_end: FrontEnd, *queue_limits: int, frontends: int = 1) -> Admission:
-    """With these queue limits, the last one for the remaining classes."""
-    limits = [*queue_limits, *[queue_limits[-1]] * 5][:5]
-    return Admission(
-        front_end.partition, [ClassLimits(0, 0, limit, 1_000_000) for limit in limits], frontends
+def limits_of(*queue_limits: int) -> list[ClassLimits]:
+    """By class, the last one for the remaining classes."""
+    return [ClassLimits(0, 0, limit, 1) for limit in [*queue_limits, *[queue_limits[-1]] * 5][:5]]
+
+
+class Door:
+    """An admission, asked at one instant."""
+
+    def __init__(
+        self,
+        front_end: FrontEnd,
+        *queue_limits: int,
+        frontends: int = 1,
+        early_refusal: bool = True,
+        model_limits: Sequence[int | None] = (),
+    ) -> None:
+        self.admission = Admission(
+            front_end.partition,
+            front_end.entrance,
+            Forecasts(front_end.arena, 0),
+            limits_of(*queue_limits or (1000,)),
+            frontends,
+            early_refusal=early_refusal,
+            model_limits=model_limits,
+        )
+
+    def check(
+        self,
+        rows: int = 1,
+        cls: PriorityClass = HIGH,
+        *,
+        model: int = 0,
+        in_ms: float | None = None,
+        now_ns: int = NOW,
+    ) -> None:
+        """With a deadline in so many milliseconds, or none."""
+        deadline_ns = _ring.NO_DEADLINE if in_ms is None else now_ns + round(in_ms * MS)
+        self.admission.check(model, cls.index, rows, deadline_ns, now_ns)
+
+    def refusal(self, rows: int = 1, cls: PriorityClass = HIGH, *, model: int = 0) -> Overloaded:
+        """What these rows are told."""
+        with pytest.raises(Overloaded) as refused:
+            self.check(rows, cls, model=model)
+        return refused.value
+
+
+def reserve(front_end: FrontEnd, rows: int, cls: PriorityClass, model: int = 0) -> Submission:
+    """As if another request had been let in."""
+    return front_end.partition.reserve(rows, model, cls.index, front_end.partition.release)
+
+
+def queue(front_end: FrontEnd, rows: int, cls: PriorityClass, model: int = 0) -> None:
+    """The same, in the lanes already."""
+    front_end.partition.push(
+        reserve(front_end, rows, cls, model),
+        engine=0,
+        key=NOW,
+        enqueued_ns=NOW,
+        deadline_ns=_ring.NO_DEADLINE,
+        exclusive=False,
     )
+
+
+def forecast(front_end: FrontEnd, model: int = 0) -> None:
+    """Batches of 1, 4 and 8 take 2, 5 and 8 ms at least; a full one has 8 items, so each costs 1 ms."""
+    front_end.engine.publish_forecast(model, 8, MS, [1, 4, 8], [0] * 3, [0] * 3, [2 * MS, 5 * MS, 8 * MS])
+
+
+# -- is the service there -----------------------------------------------------------------------
 
 
 def test_serving_is_let_in(front_end: FrontEnd) -> None:
     """Nothing is raised."""
-    admission(front_end, 4).check_serving()
+    Door(front_end).admission.check_serving()
 
 
 def test_draining_comes_before_a_lost_engine(front_end: FrontEnd) -> None:
     """Both at once: coming back here is pointless, and the reason says so."""
-    door = admission(front_end, 4)
+    door = Door(front_end).admission
     door.engine_lost = True
     with pytest.raises(Unavailable, match=r"^the engine is restarting$") as refused:
         door.check_serving()
@@ -40,6 +110,9 @@ def test_draining_comes_before_a_lost_engine(front_end: FrontEnd) -> None:
     assert (refused.value.reason, refused.value.retry_after_s) == ("DRAINING", 1.0)
 
 
+# -- do the rows fit ----------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("limit", "frontends", "share"), [(6, 1, 6), (6, 2, 3), (7, 2, 4), (1, 4, 1), (6, 7, 1)]
 )
@@ -47,37 +120,61 @@ def test_each_front_end_has_its_share_of_a_queue(
     front_end: FrontEnd, limit: int, frontends: int, share: int
 ) -> None:
     """Equal parts, rounded up, so at least one: that many fit, one more does not."""
-    door = admission(front_end, limit, frontends=frontends)
-    door.check_room(share, HIGH.index)
-    with pytest.raises(Overloaded) as refused:
-        door.check_room(share + 1, HIGH.index)
-    assert refused.value.subject == "class:real_time_trading"
+    door = Door(front_end, limit, frontends=frontends)
+    door.check(share)
+    refused = door.refusal(share + 1)
+    assert refused.subject == "class:real_time_trading"
     assert (
-        str(refused.value)
+        str(refused)
         == f"{share + 1} more items do not fit the queue of real_time_trading: 0 of {share} are taken"
     )
 
 
 def test_what_is_outstanding_counts_in_its_class_alone(front_end: FrontEnd) -> None:
     """Until it has ended."""
-    door = admission(front_end, 4)
+    door = Door(front_end, 4)
     front_end.submit(request(3, priority=LOW.value))
-    with pytest.raises(Overloaded, match=r"2 more items .* background_tasks: 3 of 4 are taken"):
-        door.check_room(2, LOW.index)
-    door.check_room(1, LOW.index)
-    door.check_room(4, HIGH.index)
+    assert "3 of 4 are taken" in str(door.refusal(2, LOW))
+    door.check(1, LOW)
+    door.check(4, HIGH)
     front_end.complete(Outcome.RESULT)
-    door.check_room(4, LOW.index)
+    door.check(4, LOW)
+
+
+def test_what_is_held_at_the_entrance_counts_as_well(front_end: FrontEnd) -> None:
+    """It has its place in the queue."""
+    front_end.hold_bulk()
+    door = Door(front_end, 4)
+    for _ in range(3):
+        front_end.submit(request(priority=LOW.value))
+    assert front_end.entrance.held_rows[LOW.index] == 2
+    assert "3 of 4 are taken" in str(door.refusal(2, LOW))
+
+
+def test_model_may_have_a_limit_of_its_own(make_front_end: MakeFrontEnd) -> None:
+    """In each class, shared by the front ends likewise; other models have the class's alone."""
+    front_end = make_front_end(model_count=3)
+    door = Door(front_end, 12, frontends=2, model_limits=[5, None, 1000])
+    reserve(front_end, 2, LOW, model=0)
+    refused = door.refusal(2, LOW, model=0)
+    assert refused.subject == "class:background_tasks"
+    assert str(refused) == (
+        "2 more items do not fit the queue of background_tasks of this model: 2 of 3 are taken"
+    )
+    door.check(1, LOW, model=0)
+    door.check(3, HIGH, model=0)
+    for model in (1, 2):
+        door.check(4, LOW, model=model)
+        assert "of this model" not in str(door.refusal(5, LOW, model=model))
 
 
 def test_slots_are_of_all_classes(front_end: FrontEnd) -> None:
     """Sixteen: eight taken by one class, and nine wanted by another."""
-    door = admission(front_end, 1000)
+    door = Door(front_end)
     front_end.submit(request(8, priority=LOW.value))
-    door.check_room(8, HIGH.index)
-    with pytest.raises(Overloaded, match=r"^9 more items do not fit, 8 slots are free$") as refused:
-        door.check_room(9, HIGH.index)
-    assert refused.value.subject == "slots"
+    door.check(8)
+    refused = door.refusal(9)
+    assert (refused.subject, str(refused)) == ("slots", "9 more items do not fit, 8 slots are free")
 
 
 @pytest.mark.parametrize(
@@ -85,13 +182,119 @@ def test_slots_are_of_all_classes(front_end: FrontEnd) -> None:
     [(0, 3, MIN_RETRY_S), (1, 1, MIN_RETRY_S), (10, 3, 0.03), (10, 100, 1.0), (100, 100, MAX_RETRY_S)],
 )
 def test_the_hint_is_how_long_the_items_in_the_way_take(
-    front_end: FrontEnd, cost_ms: float, over: int, hint_s: float
+    front_end: FrontEnd, cost_ms: int, over: int, hint_s: float
 ) -> None:
-    """Within its bounds, for a full queue and for full slots."""
-    front_end.partition.item_cost_ns = cost_ms * 1e6
-    with pytest.raises(Overloaded) as refused:
-        admission(front_end, 4).check_room(4 + over, HIGH.index)
-    assert math.isclose(refused.value.retry_after_s, hint_s)
-    with pytest.raises(Overloaded) as refused:
-        admission(front_end, 1000).check_room(16 + over, HIGH.index)
-    assert math.isclose(refused.value.retry_after_s, hint_s)
+    """Within its bounds, for a full queue, for a model's own limit and for full slots."""
+    front_end.engine.publish_forecast(0, 1, cost_ms * MS, [1], [0], [0], [0])
+    for door, fits in (
+        (Door(front_end, 4), 4),
+        (Door(front_end, model_limits=[5]), 5),
+        (Door(front_end), 16),
+    ):
+        assert math.isclose(door.refusal(fits + over).retry_after_s, hint_s)
+
+
+def test_other_limits_count_from_the_next_request_on(make_front_end: MakeFrontEnd) -> None:
+    """What has been let in stays; a model's own limit is not a class's."""
+    front_end = make_front_end(model_count=2)
+    door = Door(front_end, 4, frontends=2, model_limits=[None, 6])
+    reserve(front_end, 2, LOW)
+    assert "2 of 2 are taken" in str(door.refusal(1, LOW))
+    door.admission.change(limits_of(4, 4, 4, 4, 20))
+    door.check(8, LOW)
+    assert "2 of 10 are taken" in str(door.refusal(9, LOW))
+    assert "0 of 2 are taken" in str(door.refusal(3, HIGH))
+    assert "of this model: 0 of 3 are taken" in str(door.refusal(4, LOW, model=1))
+    door.admission.change(limits_of(1))
+    assert "2 of 1 are taken" in str(door.refusal(1, LOW))
+
+
+# -- can they be done by their deadline ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("early_refusal", [True, False])
+def test_deadline_that_has_passed_is_refused_in_any_case(front_end: FrontEnd, early_refusal: bool) -> None:
+    """Even while nothing is known of the model."""
+    door = Door(front_end, early_refusal=early_refusal)
+    door.check(in_ms=0)
+    with pytest.raises(DeadlineMissed, match=r"^the deadline has passed already$") as refused:
+        door.check(in_ms=-0.001)
+    assert refused.value.reason == "DEADLINE_UNREACHABLE"
+
+
+@pytest.mark.parametrize(
+    ("rows", "queued", "free_in_ms", "done_ms"),
+    [
+        (1, {}, 0, 2),  # alone
+        (4, {}, 0, 5),
+        (5, {}, 0, 8),
+        (8, {}, 0, 8),
+        (1, {}, 3, 5),  # behind what runs
+        (1, {}, -3, 2),  # which is late: it ends now at best
+        (3, {HIGH: 1}, 0, 5),  # in one batch with what is queued
+        (1, {HIGH: 8}, 0, 8 + 2),  # behind a full batch
+        (6, {HIGH: 4}, 0, 8 + 5),  # the last rows in a batch of their own
+        (1, {MARKET: 8}, 0, 2),  # less urgent work stands back
+        (1, {LOW: 8}, 0, 2),
+        (2, {HIGH: 8}, 4, 4 + 8 + 5),
+    ],
+)
+def test_what_cannot_be_done_in_time_is_refused(
+    front_end: FrontEnd, rows: int, queued: dict[PriorityClass, int], free_in_ms: float, done_ms: float
+) -> None:
+    """After what runs and what is queued of this class or a more urgent one: just so is in time."""
+    forecast(front_end)
+    for cls, count in queued.items():
+        queue(front_end, count, cls)
+    front_end.engine.publish_free_at(NOW + round(free_in_ms * MS) if free_in_ms else 0)
+    door = Door(front_end)
+    door.check(rows, in_ms=done_ms)
+    with pytest.raises(DeadlineMissed) as refused:
+        door.check(rows, in_ms=done_ms - 0.1)
+    assert refused.value.reason == "DEADLINE_UNREACHABLE"
+    assert str(refused.value) == (
+        f"the deadline is in {done_ms - 0.1:.3g} ms, this would be done in {done_ms:.3g} ms at best"
+    )
+    Door(front_end, early_refusal=False).check(rows, in_ms=0.001)
+
+
+def test_more_urgent_work_comes_first_whatever_its_model(make_front_end: MakeFrontEnd) -> None:
+    """Its own model says what it costs, in time, and not in items of this one."""
+    front_end = make_front_end(model_count=2)
+    forecast(front_end, 0)
+    front_end.engine.publish_forecast(1, 1, 8 * MS, [1], [0], [0], [8 * MS])
+    queue(front_end, 2, HIGH, model=1)
+    door = Door(front_end)
+    for cls in (HIGH, MARKET, LOW):
+        door.check(cls=cls, in_ms=18)
+        with pytest.raises(DeadlineMissed):
+            door.check(cls=cls, in_ms=17.9)
+
+
+def test_what_is_held_of_its_class_comes_first_as_well(front_end: FrontEnd) -> None:
+    """Two seconds each: one in the lanes, two held."""
+    front_end.hold_bulk()
+    for _ in range(3):
+        front_end.submit(request(priority=LOW.value))
+    door = Door(front_end)
+    door.check(cls=LOW, in_ms=6_001)
+    with pytest.raises(DeadlineMissed):
+        door.check(cls=LOW, in_ms=5_999)
+    door.check(cls=PriorityClass.HISTORICAL_ANALYSIS, in_ms=1)
+
+
+def test_nobody_is_refused_before_anything_is_known(front_end: FrontEnd) -> None:
+    """The forecast is read again after a while, and then it counts."""
+    door = Door(front_end)
+    door.check(in_ms=0.1)
+    forecast(front_end)
+    door.check(in_ms=0.1, now_ns=NOW + REFRESH_NS - 1)
+    with pytest.raises(DeadlineMissed):
+        door.check(in_ms=0.1, now_ns=NOW + REFRESH_NS)
+
+
+def test_full_comes_before_late(front_end: FrontEnd) -> None:
+    """A caller that is told to come back later must not be told that it is too late."""
+    forecast(front_end)
+    with pytest.raises(Overloaded):
+        Door(front_end, 1).check(2, in_ms=-1)

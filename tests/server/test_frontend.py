@@ -80,6 +80,25 @@ def test_one_request_cannot_shut_everybody_else_out(
 
 
 @pytest.mark.parametrize(
+    ("own", "frontends", "max_rows"), [(None, 1, 100), (60, 1, 60), (60, 4, 15), (3, 4, 1), (500, 1, 100)]
+)
+def test_limit_of_a_model_holds_for_one_request_as_well(
+    own: int | None, frontends: int, max_rows: int
+) -> None:
+    """One that could never be let in is told that it has too many rows, and not to come back later."""
+    (model,) = served(
+        replace(MANIFEST, scheduler=SchedulerOverrides(queue_limit=own)),
+        server={"frontends": frontends},
+        scheduler={
+            "slots_per_frontend": 400,
+            "max_batch_size": 2,
+            "classes": {label: {"queue_limit": 10_000} for label in EVERY_CLASS},
+        },
+    )
+    assert (model.queue_limit, model.max_rows) == (own, max_rows)
+
+
+@pytest.mark.parametrize(
     ("own", "default", "expected"),
     [
         (None, "batch_processing", PriorityClass.BATCH_PROCESSING),

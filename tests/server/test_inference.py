@@ -24,6 +24,7 @@ from scheduler.errors import (
 )
 from scheduler.partition import Outcome
 from scheduler.priority import DEFAULT_LIMITS, PriorityClass
+from server.offenders import FAILURES
 from server.rpc.inference import InferenceService
 from tests.server.world import FrontEnd, request
 from tickring.v1 import inference_pb2
@@ -44,7 +45,7 @@ def waiting(front_end: FrontEnd) -> Any:
 def check_nothing_taken(front_end: FrontEnd, slots: int = 16) -> None:
     """As if the request had never come."""
     assert front_end.partition.free_slots == slots
-    assert front_end.partition.tally.admitted == 0
+    assert front_end.partition.books()["admitted"] == 0
     assert front_end.engine.look() == []
     assert front_end.answers == []
 
@@ -53,13 +54,12 @@ def check_nothing_taken(front_end: FrontEnd, slots: int = 16) -> None:
 
 
 def test_rows_are_queued_in_their_class_with_its_key(front_end: FrontEnd) -> None:
-    """Three items; key = the time of admission and the slack of the class."""
+    """Three items, waiting since they came; key = the time of admission and the slack of the class."""
     before_ns = _ring.now_ns()
-    front_end.submit(request(3, priority=5))
+    front_end.submit(request(3, priority=5), arrived_ns=before_ns - MS)
     model, class_index, depth, key, enqueued_ns, _ = waiting(front_end)
-    assert (model, class_index, depth) == (0, LOW.index, 3)
-    assert before_ns <= enqueued_ns <= _ring.now_ns()
-    assert key == enqueued_ns + DEFAULT_LIMITS[LOW.index].slack_ns
+    assert (model, class_index, depth, enqueued_ns) == (0, LOW.index, 3, before_ns - MS)
+    assert before_ns <= key - DEFAULT_LIMITS[LOW.index].slack_ns <= _ring.now_ns()
 
 
 def test_slots_hold_the_rows(front_end: FrontEnd) -> None:
@@ -193,11 +193,38 @@ def test_request_of_two_batches_is_answered_with_the_second(front_end: FrontEnd)
 
 def test_expired_in_the_queue(front_end: FrontEnd) -> None:
     """It says for how long it waited."""
-    front_end.submit(request(timeout=Duration(nanos=1)))
-    front_end.complete(Outcome.RESULT)
+    message = request()
+    message.timeout.FromSeconds(60)
+    front_end.submit(message)
+    front_end.complete(Outcome.RESULT, after_ns=61_000 * MS)
     (answer,) = front_end.answers
     assert isinstance(answer, DeadlineMissed)
     assert answer.reason == "EXPIRED_IN_QUEUE"
+    assert str(answer).startswith("after 61")
+
+
+@pytest.mark.parametrize("outcome", [Outcome.ERROR, Outcome.NON_FINITE])
+def test_input_that_keeps_failing_is_refused(front_end: FrontEnd, outcome: Outcome) -> None:
+    """All its tensors and rows, as they came; another one is let in."""
+    for _ in range(FAILURES):
+        front_end.submit(request(2))
+        front_end.complete(Outcome.RESULT, outcome)
+    with pytest.raises(ModelFailed, match=rf"^this input failed {FAILURES} times, it is refused for"):
+        front_end.submit(request(2))
+    assert len(front_end.answers) == FAILURES
+    assert front_end.partition.free_slots == 16
+    front_end.submit(request(3))
+
+
+def test_input_that_was_not_computed_is_no_offender(front_end: FrontEnd) -> None:
+    """Cancelled or lost: no model has failed on it."""
+    for _ in range(FAILURES):
+        front_end.submit(request(2)).cancel()
+        front_end.complete(Outcome.RESULT)
+        front_end.submit(request(2))
+        front_end.partition.lose_engine()
+        front_end.arena.native.reset_engine(0)
+    front_end.submit(request(2))
 
 
 def test_cancelled_by_its_caller(front_end: FrontEnd) -> None:
@@ -210,6 +237,17 @@ def test_cancelled_by_its_caller(front_end: FrontEnd) -> None:
     assert isinstance(answer, RequestCancelled)
     ticket.cancel()
     assert front_end.partition.free_slots == 16
+
+
+def test_cancelled_before_it_entered_the_lanes(front_end: FrontEnd) -> None:
+    """It ends within the call: the engine has never seen it."""
+    front_end.hold_bulk()
+    front_end.submit(request(priority=LOW.value))
+    ticket = front_end.submit(request(2, priority=LOW.value))
+    assert front_end.entrance.held_rows[LOW.index] == 2
+    ticket.cancel()
+    assert [type(answer) for answer in front_end.answers] == [RequestCancelled]
+    assert front_end.partition.free_slots == 15
 
 
 def test_lost_with_its_engine(front_end: FrontEnd) -> None:
@@ -313,7 +351,26 @@ async def test_leaving_a_stream_cancels_what_is_queued(
         call.cancel()
         await cancels.wait(3)
     front_end.complete(Outcome.RESULT)
-    assert front_end.partition.tally.ended[Outcome.CANCELLED] == 3
+    assert front_end.partition.books()["ended"][Outcome.CANCELLED] == 3
+    assert front_end.partition.free_slots == 16
+
+
+async def test_leaving_a_stream_ends_what_is_held(
+    front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has entered the lanes, three wait before them: those end while the stream is taken down."""
+    front_end.hold_bulk()
+    enters, cancels = (Calls(monkeypatch, front_end.entrance, name) for name in ("enter", "cancel"))
+    async with serving(InferenceService(front_end.desk, 8)) as channel:
+        call = open_stream(channel)
+        for sequence in range(4):
+            await call.write(streamed(sequence))
+        await enters.wait(4)
+        call.cancel()
+        await cancels.wait(4)
+    assert not front_end.entrance.holds
+    front_end.complete(Outcome.RESULT)
+    assert front_end.partition.books()["ended"][Outcome.CANCELLED] == 4
     assert front_end.partition.free_slots == 16
 
 
@@ -329,7 +386,7 @@ async def test_leaving_a_call_cancels_what_is_queued(
         call.cancel()
         await cancels.wait(1)
     front_end.complete(Outcome.RESULT)
-    assert front_end.partition.tally.ended[Outcome.CANCELLED] == 2
+    assert front_end.partition.books()["ended"][Outcome.CANCELLED] == 2
     assert front_end.partition.free_slots == 16
 
 
@@ -338,7 +395,6 @@ async def test_stream_reads_no_further_than_it_may(
 ) -> None:
     """Two in flight of five sent; the next one is read when an answer has been written."""
     pushes = Calls(monkeypatch, front_end.partition, "push")
-    tally = front_end.partition.tally
     async with serving(InferenceService(front_end.desk, 2)) as channel:
         call = open_stream(channel)
         for sequence in range(5):
@@ -348,7 +404,7 @@ async def test_stream_reads_no_further_than_it_may(
         for sequence in range(5):
             if sequence < 4:
                 await pushes.wait(1)
-            assert tally.admitted == min(5, sequence + 2)
+            assert front_end.partition.books()["admitted"] == min(5, sequence + 2)
             front_end.complete(Outcome.RESULT, count=1)
             assert (await call.read()).sequence == sequence
         assert await call.code() is grpc.StatusCode.OK

@@ -1,9 +1,11 @@
 """HTTP probes over a real socket."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,10 @@ from server.probes import ProbeServer
 class Service:
     """What is probed."""
 
-    ready = True
+    is_ready = True
+
+    def books(self) -> dict[str, Any]:
+        return {"frontends": [{"name": "é", "admitted": 5}]}
 
 
 @pytest.fixture
@@ -25,7 +30,7 @@ def service() -> Service:
 
 @pytest.fixture
 async def server(service: Service) -> AsyncIterator[ProbeServer]:
-    server = ProbeServer("127.0.0.1", 0, lambda: service.ready)
+    server = ProbeServer("127.0.0.1", 0, service)
     await server.start()
     yield server
     server.close()
@@ -50,8 +55,8 @@ async def ask(server: ProbeServer, raw: bytes, *, half_close: bool = False) -> b
         ("GET /healthz HTTP/1.1", "200 OK", "ok\n"),
         ("GET /readyz HTTP/1.1", "200 OK", "ready\n"),
         ("GET /readyz?verbose=1 HTTP/1.0", "200 OK", "ready\n"),
-        ("GET / HTTP/1.1", "404 Not Found", "paths are /healthz and /readyz\n"),
-        ("GET", "404 Not Found", "paths are /healthz and /readyz\n"),
+        ("GET / HTTP/1.1", "404 Not Found", "paths are /healthz, /readyz and /status\n"),
+        ("GET", "404 Not Found", "paths are /healthz, /readyz and /status\n"),
         ("POST /healthz HTTP/1.1", "405 Method Not Allowed", "POST: allowed are GET and HEAD\n"),
         ("GÉT /healthz HTTP/1.1", "405 Method Not Allowed", "GÉT: allowed are GET and HEAD\n"),
     ],
@@ -75,12 +80,21 @@ async def test_head_has_no_body(server: ProbeServer) -> None:
     assert answer.endswith(b"\r\n\r\n")
 
 
+async def test_status_has_the_books_as_json(server: ProbeServer) -> None:
+    """Of the service; the rest is text."""
+    head, _, body = (await ask(server, b"GET /status HTTP/1.1\r\n\r\n")).partition(b"\r\n\r\n")
+    assert json.loads(body) == Service().books()
+    assert b"Content-Type: application/json" in head
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert b"Content-Type: text/plain" in await ask(server, b"GET /healthz HTTP/1.1\r\n\r\n")
+
+
 async def test_readiness_is_asked_each_time(server: ProbeServer, service: Service) -> None:
     """Alive all along, ready only while it is."""
-    service.ready = False
+    service.is_ready = False
     assert b" 503 Service Unavailable" in await ask(server, b"GET /readyz HTTP/1.1\r\n\r\n")
     assert b" 200 OK" in await ask(server, b"GET /healthz HTTP/1.1\r\n\r\n")
-    service.ready = True
+    service.is_ready = True
     assert b" 200 OK" in await ask(server, b"GET /readyz HTTP/1.1\r\n\r\n")
 
 
@@ -110,9 +124,9 @@ async def test_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(PortInUse, match=rf"^cannot listen on 127.0.0.1:{port}: Address already in use$"):
-            await ProbeServer("127.0.0.1", port, lambda: True).start()
+            await ProbeServer("127.0.0.1", port, Service()).start()
 
 
 def test_closing_what_was_never_started() -> None:
     """Is no error: the start of something else may have failed."""
-    ProbeServer("127.0.0.1", 0, lambda: True).close()
+    ProbeServer("127.0.0.1", 0, Service()).close()

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from scheduler.priority import ALLOWED
-from scheduler.signature import ALIGNMENT_BYTES, DataType, ModelSignature, TensorSpec
+from scheduler.signature import DataType, TensorSpec
 from server.repository import (
     ChecksumMismatch,
     Manifest,
@@ -22,7 +21,6 @@ from server.repository import (
     read_verified,
 )
 from server.settings import bundled_repository
-from tickring.v1 import types_pb2
 
 FILE = b"the file of version %d"
 SHA256 = {version: hashlib.sha256(FILE % version).hexdigest() for version in (1, 2, 10)}
@@ -187,6 +185,16 @@ def test_a_model_may_have_its_own_batch_sizes(model: Path, text: str, sizes: tup
     assert manifest.scheduler.resolve_buckets((1, 3, 64)) == sizes
 
 
+def test_a_model_may_have_its_own_budget_quantum_and_limit(model: Path) -> None:
+    """Whole milliseconds, too; what is not there is none."""
+    [manifest] = load_repository(model.parent).manifests
+    assert manifest.scheduler == SchedulerOverrides()
+    own = "latency_budget_ms = 3\nbulk_quantum_ms = 0.5\nqueue_limit = 7"
+    (model / "model.toml").write_text(f"{MANIFEST}[scheduler]\n{own}")
+    [manifest] = load_repository(model.parent).manifests
+    assert manifest.scheduler == SchedulerOverrides(latency_budget_ms=3, bulk_quantum_ms=0.5, queue_limit=7)
+
+
 @pytest.mark.parametrize("priority", ['"high"', "1", '"real_time_trading"'])
 def test_a_default_priority_by_any_of_its_names(model: Path, priority: str) -> None:
     """Ends as the one name, which is text."""
@@ -236,6 +244,7 @@ BAD_MANIFESTS = [
     (SHA256[1], "", f'versions.1.sha256 = "": {HEX}'),
     ("sha256 =", "sha1 = 1\nsha256 =", "versions.1.sha1 = 1: is no key, allowed are sha256"),
 ]
+SIXTY_FIVE = str(list(range(1, 66)))
 BAD_OVERRIDES = [
     ("max_batch_size = 0", ": must be 1 to 4096"),
     ("max_batch_size = true", ": must be 1 to 4096"),
@@ -247,7 +256,18 @@ BAD_OVERRIDES = [
     ("latency_budget_ms = inf", "latency_budget_ms = Infinity: must be more than 0, at most 60000"),
     ("latency_budget_ms = nan", "latency_budget_ms = NaN: must be more than 0, at most 60000"),
     ("default_priority = 6", f": must be {ALLOWED}"),
-    ("slots = 1", ": is no key, allowed are max_batch_size, buckets, latency_budget_ms, default_priority"),
+    (f"buckets = {SIXTY_FIVE}", f"buckets = {SIXTY_FIVE[:80]}...: must be at most 64 sizes"),
+    ("bulk_quantum_ms = 0", ": must be more than 0, at most 60000"),
+    ("bulk_quantum_ms = 60001", ": must be more than 0, at most 60000"),
+    ("bulk_quantum_ms = '1'", "bulk_quantum_ms = 1: must be more than 0, at most 60000"),
+    ("queue_limit = 0", ": must be 1 to 1073741824"),
+    ("queue_limit = true", ": must be 1 to 1073741824"),
+    ("queue_limit = 5.0", ": must be 1 to 1073741824"),
+    (
+        "slots = 1",
+        ": is no key, allowed are max_batch_size, buckets, latency_budget_ms, bulk_quantum_ms, queue_limit, "
+        "default_priority",
+    ),
 ]
 
 
@@ -448,7 +468,7 @@ def test_a_file_that_has_gone(model: Path) -> None:
     [
         "",
         "[scheduler]\nmax_batch_size = 8\nbuckets = [2, 8]\n"
-        "latency_budget_ms = 1.5\ndefault_priority = 'low'\n",
+        "latency_budget_ms = 1.5\nbulk_quantum_ms = 2.5\nqueue_limit = 9\ndefault_priority = 'low'\n",
     ],
 )
 def test_a_child_gets_the_same_manifest(model: Path, overrides: str) -> None:
@@ -464,36 +484,3 @@ def test_a_child_gets_the_same_manifest(model: Path, overrides: str) -> None:
     assert not manifest.finite_outputs
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert json.loads(manifest.to_json())["inputs"][0] == ["window", "FP32", [50, 60]]
-
-
-def test_element_types_are_those_of_the_wire() -> None:
-    """By name and number, with the sizes that the protocol promises."""
-    wire = {name.removeprefix("DATA_TYPE_"): number for name, number in types_pb2.DataType.items()}
-    del wire["UNSPECIFIED"]
-    assert {member.name: member.proto_value for member in DataType} == wire
-    assert [member.itemsize for member in DataType] == [1, 1, 1, 2, 4, 8, 2, 4, 8]
-    assert [member.name for member in DataType if member.is_float] == ["FP16", "FP32", "FP64"]
-    assert all(member.dtype == member.dtype.newbyteorder("<") for member in DataType)
-    assert DataType["FP32"].dtype == np.float32
-
-
-def test_a_row_holds_its_tensors_one_after_another() -> None:
-    """Each aligned, each whole, and none over another."""
-    signature = ModelSignature(
-        "m",
-        1,
-        inputs=(
-            TensorSpec("a", DataType.FP32, (50, 60)),
-            TensorSpec("b", DataType.UINT8, ()),
-            TensorSpec("c", DataType.FP64, (8,)),
-            TensorSpec("d", DataType.INT16, (33,)),
-        ),
-        outputs=(TensorSpec("e", DataType.BOOL, (64,)),),
-    )
-    assert [spec.item_bytes for spec in signature.inputs] == [12_000, 1, 64, 66]
-    assert signature.input_offsets == (0, 12_032, 12_096, 12_160)
-    assert signature.input_row_bytes == 12_288
-    assert all(offset % ALIGNMENT_BYTES == 0 for offset in signature.input_offsets)
-    assert (signature.output_offsets, signature.output_row_bytes) == ((0,), 64)
-    assert signature.input_by_name["c"] == (signature.inputs[2], 12_096)
-    assert signature.all_outputs == (0,)

@@ -106,7 +106,7 @@ def test_the_bytes_are_those_of_protobuf(
     every = range(len(signature.outputs))
     outputs = tuple(choice.sample(every, choice.randint(1, len(every))))
     partition = partition_of(signature, rows, seed=rows)
-    submission = partition.reserve(rows, 0, lambda _: None)
+    submission = partition.reserve(rows, 0, 0, lambda _: None)
     wait_ns, compute_ns, server_ns, size, bucket = timing
     submission.queue_wait_ns, submission.compute_ns = wait_ns, compute_ns
     submission.batch_size, submission.batch_bucket = size, bucket
@@ -127,7 +127,7 @@ def test_rows_come_from_their_own_slots() -> None:
         (TensorSpec("a", DataType.INT32, (2,)), TensorSpec("b", DataType.UINT8, ())),
     )
     partition = partition_of(signature, 4, seed=0)
-    submission = partition.reserve(3, 0, lambda _: None)
+    submission = partition.reserve(3, 0, 0, lambda _: None)
     submission.slots = [2, 0, 3]
     outputs = partition._outputs
     for row, slot in enumerate(submission.slots):

@@ -1,8 +1,6 @@
 """Where a setting comes from, and what is said about a bad one."""
 
-import os
-import subprocess
-import sys
+import json
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 import pytest
 
 from scheduler.priority import DEFAULT_LIMITS, ClassLimits, PriorityClass
-from server import options
 from server.problems import SettingsError
 from server.settings import (
     DEFAULT_PROFILE,
@@ -30,9 +27,9 @@ CONTRACT = {
     "auth": "tokens_file",
     "models": "repository default_model",
     "scheduler": "max_batch_size buckets adaptive latency_budget_ms bulk_quantum_ms reserved_instances "
-    "spin_us slots_per_frontend default_class classes",
+    "spin_us slots_per_frontend default_class classes early_refusal",
     "executor": "device instances precision cuda_graphs memory_fraction cpu_threads cpu_affinity "
-    "gpu_utilization_high gpu_utilization_low memory_utilization_high",
+    "gpu_utilization_high gpu_utilization_low memory_utilization_high host_load_high stall_timeout_s",
     "cache": "enabled entries ttl_s redis_url",
     "telemetry": "otlp_endpoint trace_sample_ratio log_format log_level",
     "slo": "p50_ms p95_ms p99_ms max_ms min_rps target_rps max_error_ratio",
@@ -164,6 +161,7 @@ def test_a_default_that_no_longer_fits_is_a_problem() -> None:
 
 
 CLASSES = ", ".join(member.label for member in PriorityClass)
+SIXTY_FIVE = str(list(range(1, 66)))
 # A line of a file, and what is said of it; from a colon on where the line itself is repeated.
 BAD_FILES = {
     "server.grpc_port = 99999": ": must be at most 65535",
@@ -191,6 +189,9 @@ BAD_FILES = {
     "scheduler.buckets = [1, 32]": ": must end with max_batch_size, 64",
     "scheduler.buckets = [1, 'x', 64]": "scheduler.buckets[1] = x: must be a whole number",
     "scheduler.buckets = [0, 64]": "scheduler.buckets[0] = 0: must be at least 1",
+    f"scheduler.max_batch_size = 65\nscheduler.buckets = {SIXTY_FIVE}": (
+        f"scheduler.buckets = {SIXTY_FIVE[:80]}...: must be at most 64 sizes"
+    ),
     "scheduler.buckets = 64": ": must be a list, such as [1, 2]",
     "scheduler.slots_per_frontend = 63": ": must be at least max_batch_size, 64",
     "scheduler.spin_us = -1": ": must be auto or 0 to 100000",
@@ -203,6 +204,8 @@ BAD_FILES = {
     "executor.device = 'gpu'": "executor.device = gpu: must be auto, cpu, cuda or cuda:N",
     "executor.precision = 1": ": must be 'model', 'fp32', 'tf32', 'fp16' or 'bf16'",
     "executor.memory_fraction = 1.5": ": must be at most 1",
+    "executor.host_load_high = 0": ": must be more than 0",
+    "executor.stall_timeout_s = 0.4": ": must be at least 0.5",
     "cache.ttl_s = inf": "cache.ttl_s = Infinity: must be finite",
     "telemetry.log_level = 5": ": must be 'debug', 'info', 'warning' or 'error'",
 }
@@ -328,6 +331,21 @@ def test_class_limits_are_in_class_order_and_nanoseconds(load: Load) -> None:
     assert slacks_ns == [1_001_000, 2_001_000, 3_001_000, 4_001_000, 5_001_000]
 
 
+def test_other_classes_in_the_same_settings(load: Load) -> None:
+    """As one process tells them to another; what was read before has changed nothing."""
+    settings = load("scheduler.max_batch_size = 8")
+    assert settings.class_limits == DEFAULT_LIMITS
+    wanted = load("scheduler.classes.market_data_update.slack_ms = 7").scheduler.classes
+    changed = settings.with_classes(json.loads(json.dumps(wanted.model_dump())))
+    assert changed.scheduler.classes == wanted
+    assert [limits.slack_ns // MS for limits in changed.class_limits] == [0, 7, 50, 500, 2000]
+    assert changed.scheduler.resolved_buckets == (1, 2, 4, 8)
+    assert settings.class_limits == DEFAULT_LIMITS
+    assert changed.with_classes(settings.scheduler.classes.model_dump()) == settings
+    with pytest.raises(ValueError, match="slack_ms"):
+        settings.with_classes({"market_data_update": {"slack_ms": -1}})
+
+
 @pytest.mark.parametrize("alias", ["low", "5", "Background_Tasks"])
 def test_the_default_class_by_any_of_its_names(load: Load, alias: str) -> None:
     """Ends as the one name."""
@@ -393,108 +411,3 @@ def test_an_installation_is_asked_first(tmp_path: Path, monkeypatch: pytest.Monk
     assert bundled_repository() == tmp_path / "models"
     (package / "bundled_models").mkdir()
     assert bundled_repository() == package / "bundled_models"
-
-
-MAIN = """
-import sys
-from server import options
-from server.problems import SettingsError
-from server.settings import load_settings
-parsed = options.parse(sys.argv[1:])
-try:
-    settings = load_settings(parsed.overrides, config=parsed.config, profile=parsed.profile)
-except SettingsError as error:
-    print(error, file=sys.stderr)
-    sys.exit(2)
-if parsed.print_config:
-    print(settings.to_toml(), end="")
-if parsed.check_config:
-    print("valid")
-"""
-
-
-def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith("TICKRING_")}
-    return subprocess.run(
-        [sys.executable, "-c", MAIN, *arguments],
-        env=inherited | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_every_flag_sets_its_setting() -> None:
-    """And nothing else."""
-    line = (
-        "--config c.toml --profile off_hours --models m --host h --grpc-port 1 --http-port 2 --admin-port 3 "
-        "--frontends 4 --device cuda:0"
-    )
-    ports = {"grpc_port": "1", "http_port": "2", "admin_port": "3"}
-    parsed = options.parse(line.split())
-    assert parsed == options.Options(
-        overrides={
-            "server": {"host": "h", "frontends": "4"} | ports,
-            "models": {"repository": "m"},
-            "executor": {"device": "cuda:0"},
-        },
-        config=Path("c.toml"),
-        profile="off_hours",
-        check_config=False,
-        print_config=False,
-    )
-    assert load_settings(parsed.overrides, environ={}).executor.device == "cuda:0"
-
-
-def test_no_flag_sets_nothing() -> None:
-    """So that the layers below are seen."""
-    assert options.parse([]) == options.Options({}, None, None, False, False)
-
-
-def test_help_names_every_flag_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
-    """With an example and the exit codes."""
-    with pytest.raises(SystemExit) as raised:
-        options.parse(["--help"])
-    assert raised.value.code == 0
-    text = capsys.readouterr().out
-    flags = (
-        "config profile models host grpc-port http-port admin-port frontends device check-config print-config"
-    )
-    assert [flag for flag in flags.split() if f"--{flag}" not in text] == []
-    assert "Example: tickring-server" in text
-    assert "Exit codes: 0" in text
-
-
-def test_the_command_line_wins_and_the_result_is_printed(tmp_path: Path) -> None:
-    """Over the environment, which wins over the file."""
-    file = tmp_path / "c.toml"
-    file.write_text("[server]\ngrpc_port = 1\nhttp_port = 2\nadmin_port = 3\n")
-    done = run(
-        "--print-config",
-        *("--config", str(file), "--grpc-port", "21"),
-        TICKRING_SERVER__GRPC_PORT="11",
-        TICKRING_SERVER__HTTP_PORT="12",
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    server = tomllib.loads(done.stdout)["server"]
-    assert (server["grpc_port"], server["http_port"], server["admin_port"]) == (21, 12, 3)
-
-
-def test_bad_settings_exit_with_2_and_a_line_each() -> None:
-    """On stderr, and nothing on stdout."""
-    done = run("--check-config", "--grpc-port", "99999", "--device", "tpu", TICKRING_SERVER__HOTS="x")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines() == [
-        "TICKRING_SERVER__HOTS = x: is no setting, did you mean TICKRING_SERVER__HOST?",
-        "server.grpc_port = 99999: must be at most 65535",
-        "executor.device = tpu: must be auto, cpu, cuda or cuda:N",
-    ]
-
-
-@pytest.mark.parametrize("arguments", [["--grpc-prot", "1"], ["--grpc", "1"], ["--grpc-port"], ["extra"]])
-def test_misuse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """An unknown, shortened or empty flag, or an argument too many."""
-    with pytest.raises(SystemExit) as raised:
-        options.parse(arguments)
-    assert raised.value.code == 2
-    assert arguments[0] in capsys.readouterr().err

@@ -10,8 +10,16 @@ from scheduler.policy import BatchPlan
 from server import sizing
 from server.repository import Manifest, SchedulerOverrides, load_repository
 from server.settings import bundled_repository, load_settings
-from server.sizing import SPIN_AUTO_US, EngineSizes, batch_plan, engine_sizes, frontends
+from server.sizing import (
+    SPIN_AUTO_US,
+    EngineSizes,
+    batch_plan,
+    bulk_quantum_ns,
+    engine_sizes,
+    frontends,
+)
 
+MS = 1_000_000
 SPIN_NS = SPIN_AUTO_US * 1000
 
 
@@ -45,16 +53,16 @@ def test_auto(
     """A front end for four cores, a thread on each core that is left, and a spare beside the front ends."""
     on_cores(cores)
     assert frontends(settings()) == expected_frontends
-    assert engine_sizes(settings()) == EngineSizes("cpu", instances, spares, 1, spin_ns)
+    assert engine_sizes(settings()) == EngineSizes("cpu", instances, 0, spares, 1, spin_ns)
 
 
 @pytest.mark.parametrize(
     ("executor", "expected"),
     [
-        ({"instances": 2}, EngineSizes("cpu", 2, 0, 3, SPIN_NS)),
-        ({"cpu_threads": 4}, EngineSizes("cpu", 6, 1, 4, SPIN_NS)),
-        ({"instances": 64}, EngineSizes("cpu", 64, 0, 1, SPIN_NS)),
-        ({"device": "cuda:1"}, EngineSizes("cuda:1", 6, 0, 1, SPIN_NS)),
+        ({"instances": 2}, EngineSizes("cpu", 2, 0, 0, 3, SPIN_NS)),
+        ({"cpu_threads": 4}, EngineSizes("cpu", 6, 0, 1, 4, SPIN_NS)),
+        ({"instances": 64}, EngineSizes("cpu", 64, 0, 0, 1, SPIN_NS)),
+        ({"device": "cuda:1"}, EngineSizes("cuda:1", 6, 0, 0, 1, SPIN_NS)),
     ],
 )
 def test_what_is_set_is_used(
@@ -63,6 +71,19 @@ def test_what_is_set_is_used(
     """And what is left on auto shares the six cores that eight minus two front ends leave."""
     on_cores(8)
     assert engine_sizes(settings(executor=executor)) == expected
+
+
+@pytest.mark.parametrize(
+    ("cores", "wanted", "instances", "reserved", "threads"),
+    [(8, 0, 6, 0, 1), (8, 1, 5, 1, 1), (8, 5, 1, 5, 1), (8, 16, 1, 5, 1), (3, 1, 1, 1, 1), (2, 1, 1, 0, 1)],
+)
+def test_reserved_instances_are_some_of_all(
+    on_cores: Callable[[int], None], cores: int, wanted: int, instances: int, reserved: int, threads: int
+) -> None:
+    """One at least takes any work, or bulk would never run; threads are shared by them all."""
+    on_cores(cores)
+    sizes = engine_sizes(settings(scheduler={"reserved_instances": wanted}))
+    assert (sizes.instances, sizes.reserved, sizes.threads) == (instances, reserved, threads)
 
 
 def test_spinning_as_set(on_cores: Callable[[int], None]) -> None:
@@ -91,9 +112,22 @@ def manifest() -> Manifest:
 
 
 def test_plan_of_the_settings(manifest: Manifest) -> None:
-    """Buckets, waits by class and budget, in nanoseconds."""
-    plan = batch_plan(settings(scheduler={"max_batch_size": 8, "latency_budget_ms": 2.5}), manifest)
-    assert plan == BatchPlan((1, 2, 4, 8), (0, 10**6, 5 * 10**6, 10**7, 2 * 10**7), 2_500_000)
+    """Buckets, waits by class, budget and quantum in nanoseconds, and which classes are urgent."""
+    own = {"max_batch_size": 8, "latency_budget_ms": 2.5, "bulk_quantum_ms": 4.5}
+    assert batch_plan(settings(scheduler=own), manifest) == BatchPlan(
+        (1, 2, 4, 8),
+        (0, MS, 5 * MS, 10 * MS, 20 * MS),
+        2_500_000,
+        4_500_000,
+        (True, False, False, False, False),
+    )
+
+
+@pytest.mark.parametrize(("quantum_ms", "urgent"), [(4.9, 1), (5, 2), (49, 2), (50, 3), (60_000, 5)])
+def test_quantum_divides_urgent_classes_from_bulk(manifest: Manifest, quantum_ms: float, urgent: int) -> None:
+    """By their slack, which is 0, 5, 50, 500 and 2000 ms."""
+    plan = batch_plan(settings(scheduler={"bulk_quantum_ms": quantum_ms}), manifest)
+    assert plan.urgent == (True,) * urgent + (False,) * (5 - urgent)
 
 
 def test_plan_that_does_not_adapt_has_no_budget(manifest: Manifest) -> None:
@@ -102,8 +136,10 @@ def test_plan_that_does_not_adapt_has_no_budget(manifest: Manifest) -> None:
 
 
 def test_manifest_overrides_the_settings(manifest: Manifest) -> None:
-    """Its own buckets and budget."""
-    own = SchedulerOverrides(buckets=(1, 3), latency_budget_ms=7)
+    """Its own buckets, budget and quantum; what is urgent is the same for all models."""
+    own = SchedulerOverrides(buckets=(1, 3), latency_budget_ms=7, bulk_quantum_ms=100)
     model = Manifest(**{**vars(manifest), "scheduler": own})
     plan = batch_plan(settings(), model)
-    assert (plan.buckets, plan.budget_ns) == ((1, 3), 7_000_000)
+    assert (plan.buckets, plan.budget_ns, plan.quantum_ns) == ((1, 3), 7 * MS, 100 * MS)
+    assert plan.urgent == batch_plan(settings(), manifest).urgent
+    assert bulk_quantum_ns(settings()) == 10 * MS

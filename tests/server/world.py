@@ -7,7 +7,9 @@ import numpy as np
 
 from scheduler import _ring
 from scheduler.arena import Arena, Dimensions
+from scheduler.entrance import Entrance
 from scheduler.errors import RequestError
+from scheduler.forecast import Forecasts
 from scheduler.partition import Outcome, Partition
 from scheduler.priority import DEFAULT_LIMITS, PriorityClass
 from scheduler.signature import DataType, ModelSignature, TensorSpec
@@ -27,6 +29,7 @@ SIGNATURE = ModelSignature(
     ),
 )
 MAX_ROWS = 8
+BULK_QUANTUM_NS = 10_000_000
 
 
 def served(
@@ -79,6 +82,7 @@ class FrontEnd:
     """One front end's desk, over an arena of its own."""
 
     slots: int = 16
+    model_count: int = 1
     models: ModelTable = field(default_factory=table)
     answers: list[bytes | RequestError] = field(default_factory=list)
 
@@ -86,7 +90,7 @@ class FrontEnd:
         self.arena = Arena.anonymous(
             Dimensions(
                 frontends=1,
-                models=1,
+                models=self.model_count,
                 slots_per_frontend=self.slots,
                 input_row_bytes=SIGNATURE.input_row_bytes,
                 output_row_bytes=SIGNATURE.output_row_bytes,
@@ -95,8 +99,16 @@ class FrontEnd:
         self.frontend_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.engine_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.partition = Partition(self.arena, 0, self.frontend_fd, [self.engine_fd])
-        self.admission = Admission(self.partition, DEFAULT_LIMITS, 1)
-        self.desk = Desk(self.partition, self.admission, self.models, DEFAULT_LIMITS)
+        forecasts = Forecasts(self.arena, 0)
+        self.entrance = Entrance(
+            self.partition,
+            forecasts,
+            DEFAULT_LIMITS,
+            models=self.model_count,
+            bulk_quantum_ns=BULK_QUANTUM_NS,
+        )
+        self.admission = Admission(self.partition, self.entrance, forecasts, DEFAULT_LIMITS, 1)
+        self.desk = Desk(self.partition, self.entrance, self.admission, self.models, DEFAULT_LIMITS)
         self.engine = _ring.EnginePort(self.arena.native, 0, self.engine_fd, [self.frontend_fd])
 
     def close(self) -> None:
@@ -120,10 +132,17 @@ class FrontEnd:
             lambda _, result: self.answers.append(result),
         )
 
-    def complete(self, *outcomes: Outcome, count: int = 8) -> None:
-        """Takes up to `count` items as one batch and gives each of them its outcome, or the last one."""
+    def hold_bulk(self) -> None:
+        """From now on an item costs two seconds of the engine: one of each bulk class enters the lanes."""
+        self.engine.publish_forecast(0, 1, 2_000_000_000, [1], [1], [1], [1])
+
+    def complete(self, *outcomes: Outcome, count: int = 8, after_ns: int = 0) -> None:
+        """Takes up to `count` items as one batch and gives each of them its outcome, or the last one.
+
+        `after_ns`: so long from now, as far as deadlines are concerned.
+        """
         slots = np.empty(count, np.uint32)
-        now_ns = _ring.now_ns()
+        now_ns = _ring.now_ns() + after_ns
         taken = self.engine.take(0, now_ns, 0, slots)
         codes = [*outcomes, *[outcomes[-1]] * taken][:taken]
         self.engine.complete(

@@ -12,8 +12,9 @@ from scheduler.arena import Arena, Dimensions
 from scheduler.clock import VirtualClock
 from scheduler.dispatcher import Batch, Dispatcher
 from scheduler.executor.cpu import CpuInstance
+from scheduler.executor.instance import FailureExtent
 from scheduler.executor.runner import Array, Runner
-from scheduler.latency import WarmUpLatency
+from scheduler.latency import LearnedLatency
 from scheduler.partition import Outcome, Partition, Submission
 from scheduler.policy import BatchPlan
 from scheduler.signature import DataType, ModelSignature, TensorSpec
@@ -47,7 +48,8 @@ class Passage:
     def __init__(self, runner: Runner, buckets: tuple[int, ...] = (1, 2, 4, 8)) -> None:
         self.runner = runner
         self.clock = VirtualClock(1000)
-        self.failures: list[tuple[Batch, Exception]] = []
+        self.failures: list[tuple[Batch, Exception, FailureExtent]] = []
+        self.compute_ns: list[int] = []  # of the requests, in the order in which they ended
         self.arena = Arena.anonymous(
             Dimensions(
                 frontends=1,
@@ -61,14 +63,14 @@ class Passage:
         self.partition = Partition(self.arena, 0, self._fds[0], self._fds[1:])
         port = _ring.EnginePort(self.arena.native, 0, self._fds[1], self._fds[:1])
         plan = BatchPlan(buckets, (0,) * _ring.CLASSES, None)
-        self.dispatcher = Dispatcher(port, [plan], WarmUpLatency(), self.clock)
+        self.dispatcher = Dispatcher(port, [plan], LearnedLatency(), self.clock)
         self.instance = CpuInstance(
             self.arena,
             self.dispatcher,
             [runner],
             buckets[-1],
             self.clock,
-            lambda batch, error: self.failures.append((batch, error)),
+            lambda *failure: self.failures.append(failure),
         )
 
     def __enter__(self) -> "Passage":
@@ -83,11 +85,15 @@ class Passage:
         for fd in self._fds:
             os.close(fd)
 
-    def ask(self, *requests: Sequence[Array]) -> list[Answer]:
-        """Runs these requests, all queued before the first batch goes; arrays carry the batch dimension."""
+    def ask(self, *requests: Sequence[Array], timeouts_ns: Sequence[int | None] = ()) -> list[Answer]:
+        """Runs these requests, all queued before the first batch goes; arrays carry the batch dimension.
+
+        `timeouts_ns`: of the first requests; None, and the others: none.
+        """
         answers: list[Answer] = [Outcome.LOST] * len(requests)
         for index, arrays in enumerate(requests):
-            self._push(arrays, partial(self._end, answers, index))
+            timeout_ns = timeouts_ns[index] if index < len(timeouts_ns) else None
+            self._push(arrays, timeout_ns, partial(self._end, answers, index))
         while isinstance(batch := self.dispatcher.poll(), Batch):
             self.instance.run(batch)
             self.partition.drain()
@@ -95,9 +101,11 @@ class Passage:
         assert self.partition.free_slots == 32
         return answers
 
-    def _push(self, arrays: Sequence[Array], on_end: Callable[[Submission], None]) -> None:
+    def _push(
+        self, arrays: Sequence[Array], timeout_ns: int | None, on_end: Callable[[Submission], None]
+    ) -> None:
         its = self.runner.signature
-        submission = self.partition.reserve(len(arrays[0]), 0, on_end)
+        submission = self.partition.reserve(len(arrays[0]), 0, 0, on_end)
         for spec, offset, array in zip(its.inputs, its.input_offsets, arrays, strict=True):
             data = np.ascontiguousarray(array, spec.data_type.dtype).tobytes()
             self.partition.write_input(submission, offset, spec.item_bytes, data)
@@ -105,16 +113,16 @@ class Passage:
         self.partition.push(
             submission,
             engine=0,
-            model=0,
             key=now_ns,
             enqueued_ns=now_ns,
-            deadline_ns=_ring.NO_DEADLINE,
+            deadline_ns=_ring.NO_DEADLINE if timeout_ns is None else now_ns + timeout_ns,
             exclusive=False,
         )
 
     def _end(self, answers: list[Answer], index: int, submission: Submission) -> None:
         its = self.runner.signature
         answers[index] = submission.outcome
+        self.compute_ns.append(submission.compute_ns)
         if submission.outcome is Outcome.RESULT:
             answers[index] = [
                 np.frombuffer(

@@ -1,15 +1,18 @@
 """CPU instances: warm-up, and batches through a model and back."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from scheduler.executor.bisection import BUDGET_NS
 from scheduler.executor.fake import FakeRunner
-from scheduler.executor.runner import Array, ModelUnusable
+from scheduler.executor.instance import FailureExtent
+from scheduler.executor.runner import Array, DeviceLost, ModelUnusable
 from scheduler.partition import Outcome
 from scheduler.signature import DataType, TensorSpec
-from tests.scheduler.executor.passage import Compute, Function, Passage, signature
+from tests.scheduler.executor.passage import Answer, Compute, Function, Passage, signature
 
 MS = 1_000_000
 NAN = float("nan")
@@ -20,9 +23,9 @@ def double(inputs: Sequence[Array]) -> list[Array]:
     return [2 * inputs[0]]
 
 
-def passage(compute: Compute = double, **its: object) -> Passage:
+def passage(compute: Compute = double, buckets: tuple[int, ...] = (1, 2, 4, 8), **its: object) -> Passage:
     """With a model that is this function."""
-    return Passage(Function(signature(**its), compute))  # type: ignore[arg-type]
+    return Passage(Function(signature(**its), compute), buckets)  # type: ignore[arg-type]
 
 
 # -- batches ------------------------------------------------------------------------------------
@@ -125,7 +128,7 @@ def test_integers_are_finite() -> None:
     ids=["no outputs", "too many outputs", "narrow rows", "a row too few", "raises"],
 )
 def test_batch_that_goes_wrong_after_warm_up_fails_and_the_next_does_not(broken: Compute) -> None:
-    """Whatever it is that the model does: its items end once, it is reported once, the instance goes on."""
+    """Whatever the model does: its items end once, it is reported once, the instance goes on."""
     models = [broken, double]
 
     def first_broken(inputs: Sequence[Array]) -> Sequence[Array]:
@@ -133,30 +136,17 @@ def test_batch_that_goes_wrong_after_warm_up_fails_and_the_next_does_not(broken:
 
     with passage(first_broken) as run:
         assert run.ask([np.ones((2, 2))]) == [Outcome.ERROR]
-        ((batch, error),) = run.failures
+        ((batch, error, extent),) = run.failures
         assert len(batch.slots) == 2
         assert isinstance(error, Exception)
+        assert extent == FailureExtent(guilty=2, undecided=0, expired=0, runs=2)
         models.pop(0)
         (answer,) = run.ask([np.ones((2, 2))])
         assert not isinstance(answer, Outcome)
 
 
-def test_failed_batch_leaves_nothing_for_the_next_to_fail_on() -> None:
-    """Its bad row is padding of a later, smaller batch in the same bucket, whose items are all good."""
-
-    def picky(inputs: Sequence[Array]) -> list[Array]:
-        if (inputs[0] > 1000).any():
-            raise RuntimeError("more than 1000")
-        return double(inputs)
-
-    with passage(picky) as run:
-        assert run.ask([np.array([[1, 1], [2, 2], [3, 3], [9999, 4]])]) == [Outcome.ERROR]
-        (answer,) = run.ask([np.array([[1, 1], [2, 2], [3, 3]])])
-    assert not isinstance(answer, Outcome)
-
-
 def test_times_of_a_batch_are_those_of_the_model() -> None:
-    """From dispatch to the end of the computation, also where it fails."""
+    """From its start to its end."""
 
     def slow(inputs: Sequence[Array]) -> list[Array]:
         run.clock.advance(7 * MS)
@@ -164,7 +154,215 @@ def test_times_of_a_batch_are_those_of_the_model() -> None:
 
     with passage(slow) as run:
         run.ask([np.ones((4, 2))])
-        assert run.partition.item_cost_ns == pytest.approx(7 * MS / 4 / 16)
+    assert run.compute_ns == [7 * MS]
+
+
+# -- batches that raise -------------------------------------------------------------------------
+
+
+def picky(inputs: Sequence[Array]) -> list[Array]:
+    """y = 2x, unless any row, padding or not, has something over 1000."""
+    if (inputs[0] > 1000).any():
+        raise RuntimeError("more than 1000")
+    return double(inputs)
+
+
+def row(value: float) -> list[Array]:
+    """A request of one row."""
+    return [np.array([[value, -value]])]
+
+
+def first(answer: Answer) -> float:
+    """What came back for `row`, halved."""
+    assert not isinstance(answer, Outcome)
+    return float(answer[0][0, 0] / 2)
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_only_the_guilty_rows_of_a_batch_fail(count: int) -> None:
+    """Every set of guilty rows: the others get what the model makes of their own inputs."""
+    sizes: set[int] = set()
+
+    def look(inputs: Sequence[Array]) -> list[Array]:
+        sizes.add(len(inputs[0]))
+        return picky(inputs)
+
+    with passage(look) as run:
+        run.instance.warm_up(0, (1, 2, 4, 8), rounds=1)
+        for guilty in itertools.product([False, True], repeat=count):
+            values = [index + 1 + 2000 * bad for index, bad in enumerate(guilty)]
+            answers = run.ask(*map(row, values))
+            for value, bad, answer in zip(values, guilty, answers, strict=True):
+                assert (answer is Outcome.ERROR) if bad else (first(answer) == value)
+            if any(guilty):
+                batch, error, extent = run.failures.pop()
+                assert (len(batch.slots), str(error)) == (count, "more than 1000")
+                assert (extent.guilty, extent.undecided, extent.expired) == (sum(guilty), 0, 0)
+            assert run.failures == []
+    assert sizes == {1, 2, 4, 8}
+
+
+def test_guilty_row_is_no_padding_of_another_part() -> None:
+    """Nor of the next batch: the smallest bucket has four rows, each part and that batch fill fewer."""
+    with passage(picky, buckets=(4, 8)) as run:
+        run.instance.warm_up(0, (4, 8), rounds=1)
+        answers = run.ask(*map(row, [1, 2, 9003, 4, 5]))
+        assert answers[2] is Outcome.ERROR
+        assert [first(answer) for index, answer in enumerate(answers) if index != 2] == [1, 2, 4, 5]
+        assert first(run.ask(row(6))[0]) == 6
+
+
+def test_padding_of_a_part_is_what_the_model_was_warmed_up_on() -> None:
+    """Zeros, in every input, however many rows the part before it had."""
+    k = TensorSpec("k", DataType.INT64, (3,))
+    parts: list[tuple[int, int]] = []
+
+    def look(inputs: Sequence[Array]) -> list[Array]:
+        x, counters = inputs
+        parts.append((int(np.count_nonzero(x[:, 0])), int(np.count_nonzero(counters[:, 2]))))
+        return picky(inputs)
+
+    its = signature(inputs=(TensorSpec("x", DataType.FP32, (2,)), k))
+    with Passage(Function(its, look), (8,)) as run:
+        answers = run.ask(*[[np.array([[x, 1]]), np.array([[1, 2, 3]])] for x in (1, 2, 3, 4, 9005)])
+    assert [answer is Outcome.ERROR for answer in answers] == [False] * 4 + [True]
+    assert parts == [(5, 5), (4, 4), (1, 1)]
+
+
+def test_parts_run_in_the_batchs_bucket_where_no_other_was_warmed_up() -> None:
+    """The model sees no size that it has not seen."""
+    sizes: list[int] = []
+
+    def look(inputs: Sequence[Array]) -> list[Array]:
+        sizes.append(len(inputs[0]))
+        return picky(inputs)
+
+    with passage(look) as run:
+        run.ask(*map(row, [1, 2, 9003]))
+    assert sizes == [4, 4, 4]
+
+
+def test_request_fails_for_any_of_its_rows() -> None:
+    """The requests on both sides of it do not."""
+    with passage(picky) as run:
+        answers = run.ask([np.ones((2, 2))], [np.array([[1, 1], [2, 2], [9999, 4]])], [np.ones((3, 2))])
+    assert answers[1] is Outcome.ERROR
+    assert [first(answers[0]), first(answers[2])] == [1, 1]
+    assert run.failures[0][2].guilty == 1
+
+
+def test_row_that_answers_nan_beside_one_that_raises() -> None:
+    """Each fails for its own reason."""
+    with passage(picky) as run:
+        answers = run.ask(*map(row, [1, NAN, 9003, 4]))
+    assert answers[1:3] == [Outcome.NON_FINITE, Outcome.ERROR]
+    assert [first(answers[0]), first(answers[3])] == [1, 4]
+
+
+def test_wrong_output_of_a_few_rows_is_theirs_alone() -> None:
+    """A model that answers in another shape for some inputs."""
+
+    def narrow(inputs: Sequence[Array]) -> list[Array]:
+        (y,) = double(inputs)
+        return [y[:, :1].copy()] if (y > 1000).any() else [y]
+
+    with passage(narrow) as run:
+        answers = run.ask(*map(row, [1, 9002, 3]))
+    assert answers[1] is Outcome.ERROR
+    assert [first(answers[0]), first(answers[2])] == [1, 3]
+
+
+def test_model_that_leaves_rows_out_gives_nobody_the_row_of_another() -> None:
+    """Three rows in a bucket of four, and the model drops the first: what is left would be enough."""
+
+    def drop(inputs: Sequence[Array]) -> list[Array]:
+        x = inputs[0]
+        return [2 * x[x[:, 0] != 13]]
+
+    with passage(drop) as run:
+        run.instance.warm_up(0, (1, 2, 4), rounds=1)
+        answers = run.ask(*map(row, [13, 2, 3]))
+    assert answers[0] is Outcome.ERROR
+    assert [first(answer) for answer in answers[1:]] == [2, 3]
+    assert str(run.failures[0][1]) == "y has 3 rows, the batch has 4"
+
+
+def test_row_past_its_deadline_is_not_run_again() -> None:
+    """A run takes 7 ms: the batch is over by 7, its first part by 14, when the second one has expired."""
+    parts: list[list[float]] = []
+
+    def slow(inputs: Sequence[Array]) -> list[Array]:
+        run.clock.advance(7 * MS)
+        parts.append(inputs[0][:, 0].tolist())
+        return picky(inputs)
+
+    with passage(slow) as run:
+        run.instance.warm_up(0, (1, 2, 4), rounds=1)
+        parts.clear()
+        answers = run.ask(*map(row, [9001, 2, 3, 4]), timeouts_ns=[None, None, 13 * MS, 15 * MS])
+    assert answers[0] is Outcome.ERROR
+    assert answers[2] is Outcome.EXPIRED
+    assert [first(answers[1]), first(answers[3])] == [2, 4]
+    assert parts == [[9001, 2, 3, 4], [9001, 2], [4], [9001], [2]]
+    assert run.failures[0][2] == FailureExtent(guilty=1, undecided=0, expired=1, runs=4)
+
+
+def test_search_gives_up_so_that_others_need_not_wait() -> None:
+    """A run takes half the budget: two parts are run, and what they leave open fails."""
+
+    def slow(inputs: Sequence[Array]) -> list[Array]:
+        run.clock.advance(BUDGET_NS // 2)
+        return picky(inputs)
+
+    with passage(slow) as run:
+        started_ns = run.clock.now_ns()
+        answers = run.ask(*map(row, [9001, 2, 3, 4]))
+        assert run.clock.now_ns() - started_ns == BUDGET_NS * 3 // 2
+    assert answers[:2] == [Outcome.ERROR] * 2
+    assert [first(answer) for answer in answers[2:]] == [3, 4]
+    assert run.failures[0][2] == FailureExtent(guilty=0, undecided=2, expired=0, runs=2)
+
+
+def test_undecided_row_is_no_padding_of_the_next_batch() -> None:
+    """The last run before time is up has a bad row, in a place that the next batch does not fill."""
+
+    def slow(inputs: Sequence[Array]) -> list[Array]:
+        run.clock.advance(BUDGET_NS)
+        return picky(inputs)
+
+    with passage(slow, buckets=(4,)) as run:
+        assert run.ask(*map(row, [1, 9002, 3, 4])) == [Outcome.ERROR] * 4
+        assert first(run.ask(row(6))[0]) == 6
+
+
+def test_compute_of_a_batch_that_raised_is_that_of_all_its_runs() -> None:
+    """From the start of the first to the end of the last: the whole, one half, and two single rows."""
+
+    def slow(inputs: Sequence[Array]) -> list[Array]:
+        run.clock.advance(7 * MS)
+        return picky(inputs)
+
+    with passage(slow) as run:
+        run.ask(*map(row, [1, 2, 3, 9004]))
+    assert run.compute_ns == [4 * 7 * MS] * 4
+
+
+@pytest.mark.parametrize("lost_in", [1, 2, 3])
+def test_lost_device_ends_the_engine_and_not_the_items(lost_in: int) -> None:
+    """In the run of the batch or in that of a part: nothing is handed back, and no row is blamed."""
+    runs: list[int] = []
+
+    def lose(inputs: Sequence[Array]) -> list[Array]:
+        runs.append(len(inputs[0]))
+        if len(runs) == lost_in:
+            raise DeviceLost("illegal address")
+        return picky(inputs)
+
+    with passage(lose) as run, pytest.raises(DeviceLost, match="illegal address"):
+        run.ask(*map(row, [9001, 2, 3, 4]))
+    assert len(runs) == lost_in
+    assert run.partition.drain() == 0
+    assert run.failures == []
 
 
 # -- warm-up ------------------------------------------------------------------------------------

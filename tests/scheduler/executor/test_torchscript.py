@@ -147,14 +147,25 @@ def test_threads_of_an_instance(count: int) -> None:
     assert torch.get_num_threads() == count
 
 
-def test_error_of_the_model_fails_its_batch() -> None:
-    """As in Python: the instance reports it and goes on."""
+def test_error_of_the_model_fails_the_rows_to_blame() -> None:
+    """As in Python: the others get bit for bit what they get without them, and the instance goes on."""
+    noise = np.random.default_rng(5)
+    values = noise.normal(0, 100, (8, 2)).astype(np.float32)
+    values[[2, 6], 1] = 1001
     with Passage(loaded(Picky(), one_output())) as run:
-        assert run.ask([INPUT + 1000]) == [Outcome.ERROR]
-        ((_, error),) = run.failures
-        assert "more than 1000" in str(error)
-        (answer,) = run.ask([INPUT])
-        assert not isinstance(answer, Outcome)
+        run.instance.warm_up(0, (1, 2, 4, 8), rounds=3)
+        answers = run.ask(*[[values[row : row + 1]] for row in range(8)])
+        ((batch, error, extent),) = run.failures
+        (afterwards,) = run.ask([INPUT])
+    assert "more than 1000" in str(error)
+    assert (len(batch.slots), extent.guilty, extent.undecided) == (8, 2, 0)
+    assert not isinstance(afterwards, Outcome)
+    for row, answer in enumerate(answers):
+        if row in (2, 6):
+            assert answer is Outcome.ERROR
+        else:
+            assert not isinstance(answer, Outcome)
+            assert answer[0].tobytes() == (values[row : row + 1] + 1).tobytes()
 
 
 # -- refusals -----------------------------------------------------------------------------------

@@ -275,8 +275,6 @@ def test_deadlines_that_do_not_fit_are_refused_before_any_is_copied(native: Nati
         ("engine is 1", lambda native: native.arena.forecast(1, 0)),
         ("model is 1", lambda native: native.arena.forecast(0, 1)),
         ("engine is 1", lambda native: native.arena.free_at_ns(1)),
-        ("engine is 1", lambda native: native.arena.urgent_permille(1)),
-        ("permille is 1001", lambda native: native.engine.publish_urgent_share(1001)),
     ],
 )
 def test_reading_of_an_unknown_end_is_refused(

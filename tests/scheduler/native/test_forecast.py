@@ -77,16 +77,14 @@ def test_number_that_does_not_fit_is_a_type_error(native: NativeWorld, argument:
 
 def test_reset_engine_is_taken_for_free_and_keeps_its_forecast(native: NativeWorld) -> None:
     """The instant was that of a batch that died; what batches cost the next engine will not change."""
-    load = (native.arena.free_at_ns, native.arena.urgent_permille)
-    assert [read(ENGINE) for read in load] == [0, 0]
+    assert native.arena.free_at_ns(ENGINE) == 0
     native.engine.publish_free_at(2**64 - 1)
-    native.engine.publish_urgent_share(1000)
     native.engine.publish_forecast(**FACTS)
-    assert [read(ENGINE) for read in load] == [2**64 - 1, 1000]
+    assert native.arena.free_at_ns(ENGINE) == 2**64 - 1
     native.arena.reset_frontend(0)
-    assert [read(ENGINE) for read in load] == [2**64 - 1, 1000]
+    assert native.arena.free_at_ns(ENGINE) == 2**64 - 1
     native.arena.reset_engine(ENGINE)
-    assert [read(ENGINE) for read in load] == [0, 0]
+    assert native.arena.free_at_ns(ENGINE) == 0
     assert native.arena.forecast(ENGINE, 0)["target"] == 8
 
 

@@ -1,0 +1,116 @@
+"""The command line of the server, and what it does to the settings."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from server import options
+from server.settings import load_settings
+
+MAIN = """
+import sys
+from server import options
+from server.problems import SettingsError
+from server.settings import load_settings
+parsed = options.parse(sys.argv[1:])
+try:
+    settings = load_settings(parsed.overrides, config=parsed.config, profile=parsed.profile)
+except SettingsError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
+if parsed.print_config:
+    print(settings.to_toml(), end="")
+if parsed.check_config:
+    print("valid")
+"""
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("TICKRING_")}
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, *arguments],
+        env=inherited | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_flag_sets_its_setting() -> None:
+    """And nothing else."""
+    line = (
+        "--config c.toml --profile off_hours --models m --host h --grpc-port 1 --http-port 2 --admin-port 3 "
+        "--frontends 4 --device cuda:0"
+    )
+    ports = {"grpc_port": "1", "http_port": "2", "admin_port": "3"}
+    parsed = options.parse(line.split())
+    assert parsed == options.Options(
+        overrides={
+            "server": {"host": "h", "frontends": "4"} | ports,
+            "models": {"repository": "m"},
+            "executor": {"device": "cuda:0"},
+        },
+        config=Path("c.toml"),
+        profile="off_hours",
+        check_config=False,
+        print_config=False,
+    )
+    assert load_settings(parsed.overrides, environ={}).executor.device == "cuda:0"
+
+
+def test_no_flag_sets_nothing() -> None:
+    """So that the layers below are seen."""
+    assert options.parse([]) == options.Options({}, None, None, False, False)
+
+
+def test_help_names_every_flag_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    """With an example and the exit codes."""
+    with pytest.raises(SystemExit) as raised:
+        options.parse(["--help"])
+    assert raised.value.code == 0
+    text = capsys.readouterr().out
+    flags = (
+        "config profile models host grpc-port http-port admin-port frontends device check-config print-config"
+    )
+    assert [flag for flag in flags.split() if f"--{flag}" not in text] == []
+    assert "Example: tickring-server" in text
+    assert "Exit codes: 0" in text
+
+
+def test_the_command_line_wins_and_the_result_is_printed(tmp_path: Path) -> None:
+    """Over the environment, which wins over the file."""
+    file = tmp_path / "c.toml"
+    file.write_text("[server]\ngrpc_port = 1\nhttp_port = 2\nadmin_port = 3\n")
+    done = run(
+        "--print-config",
+        *("--config", str(file), "--grpc-port", "21"),
+        TICKRING_SERVER__GRPC_PORT="11",
+        TICKRING_SERVER__HTTP_PORT="12",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    server = tomllib.loads(done.stdout)["server"]
+    assert (server["grpc_port"], server["http_port"], server["admin_port"]) == (21, 12, 3)
+
+
+def test_bad_settings_exit_with_2_and_a_line_each() -> None:
+    """On stderr, and nothing on stdout."""
+    done = run("--check-config", "--grpc-port", "99999", "--device", "tpu", TICKRING_SERVER__HOTS="x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "TICKRING_SERVER__HOTS = x: is no setting, did you mean TICKRING_SERVER__HOST?",
+        "server.grpc_port = 99999: must be at most 65535",
+        "executor.device = tpu: must be auto, cpu, cuda or cuda:N",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--grpc-prot", "1"], ["--grpc", "1"], ["--grpc-port"], ["extra"]])
+def test_misuse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown, shortened or empty flag, or an argument too many."""
+    with pytest.raises(SystemExit) as raised:
+        options.parse(arguments)
+    assert raised.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
