@@ -110,8 +110,10 @@ class Replica:
     def let_in(self) -> bool:
         """What front ends do with completions, and every LET_IN_EVERY_NS. True where something was pushed."""
         now_ns = self._clock.now_ns()
-        pushed = [frontend.woken(now_ns) for frontend in self._frontends]
-        return any(pushed)
+        pushed = False
+        for frontend in self._frontends:
+            pushed |= frontend.woken(now_ns)
+        return pushed
 
     def poll(self, *, reserved: bool) -> Batch | int | None:
         """What a free instance does now: a batch, or the instant to ask again; None: at the next push."""

@@ -209,7 +209,7 @@ class _Simulation:
 
     def _let_in_later(self, server: _Server) -> None:
         """Plans the front ends' next round, if they hold something and none is planned."""
-        if server.replica.holds and not server.lets_in:
+        if not server.lets_in and server.replica.holds:
             server.lets_in = True
             self._at(self._clock.now_ns() + LET_IN_EVERY_NS, partial(self._let_in, server))
 

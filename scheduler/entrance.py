@@ -1,9 +1,10 @@
-"""Where admitted items enter the lanes: urgent ones at once, bulk only as far as it does not pile up there.
+"""Where admitted items enter the lanes: the most urgent class at once, the others without piling up there.
 
-A key is fixed on entering, and bulk that waits in a lane for longer than its slack has aged past everything
-urgent: with enough of it queued, urgent work would wait behind bulk after all. So an item of bulk enters
+A key is fixed on entering, and what waits in a lane for longer than its slack has aged past everything more
+urgent: with enough of it queued, urgent work would wait behind it after all. So an item of any class but
+the most urgent enters
 
-- while all bulk in the lanes is less than `BULK_BATCHES` batches: the engine has enough to do with that; or
+- while all that is there of these classes is less than `BATCHES` batches: the engine has enough to do; or
 - on the account of its class, which fills at `GUARANTEED_SHARE` of the engine's time, up to one bulk quantum:
   whoever asks for less than that enters on arrival, whatever the others do, and so ages from then on.
 
@@ -16,14 +17,15 @@ from dataclasses import dataclass
 
 from scheduler.forecast import Forecasts
 from scheduler.partition import Outcome, Partition, Submission
-from scheduler.priority import CLASS_COUNT, ClassLimits, KeyStamp, urgent_classes
+from scheduler.priority import CLASS_COUNT, ClassLimits, KeyStamp
 
-# Bulk batches that may wait in the lanes beside the ones that run: enough that no instance runs dry until
+# Batches that may wait in the lanes beside the ones that run: enough that no instance runs dry until
 # completions let in more.
-BULK_BATCHES = 2
+BATCHES = 2
 # How often what has expired here is looked for. What enters expired meanwhile is dropped at the take.
 SWEEP_EVERY_NS = 20_000_000
-# Of the engine's time, for each bulk class. All of it together is what aged bulk can take from urgent work.
+# Of the engine's time, for each of these classes. All of it together is what they can take from the most
+# urgent one by aging.
 GUARANTEED_SHARE = 0.05
 
 
@@ -56,6 +58,41 @@ class _Account:
         return True
 
 
+class _Pace:
+    """How fast held items of one class get in."""
+
+    OVER_NS = 100_000_000
+
+    def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, now_ns: int) -> None:
+        """The first item is held: nothing is known yet."""
+        self._since_ns = now_ns
+        self._rows = 0
+        self._rows_per_ns: float | None = None
+
+    def got_in(self, rows: int) -> None:
+        """Some did."""
+        self._rows += rows
+
+    def settle(self, now_ns: int) -> None:
+        """Takes stock. Every now and then while anything is held."""
+        elapsed_ns = now_ns - self._since_ns
+        if elapsed_ns >= self.OVER_NS:
+            pace = self._rows / elapsed_ns
+            known = self._rows_per_ns
+            self._rows_per_ns = pace if known is None else (known + pace) / 2
+            self._since_ns, self._rows = now_ns, 0
+
+    def wait_ns(self, rows: int) -> int:
+        """How long until this many are in, at the pace so far; 0 while none is known."""
+        if self._rows_per_ns is None:
+            return 0
+        # As if at least one row got in each second: a prediction, not a verdict.
+        return int(rows / max(self._rows_per_ns, 1e-9))
+
+
 class Entrance:
     """Stamps and pushes what one front end has admitted. Belongs to its event loop."""
 
@@ -82,15 +119,19 @@ class Entrance:
         # By class, in the order of arrival.
         self._held: list[dict[Submission, _Entry]] = [{} for _ in range(CLASS_COUNT)]
         self.held_rows = [0] * CLASS_COUNT
+        self._paces = [_Pace() for _ in range(CLASS_COUNT)]
         self._swept_ns = 0
         self.change(limits)
 
     def change(self, limits: Sequence[ClassLimits]) -> None:
         """Uses other slacks from now on; what has entered keeps its key."""
         self._stamp.change(limits)
-        urgent = urgent_classes(limits, self._quantum_ns)
-        self._bulk = [index for index, is_urgent in enumerate(urgent) if not is_urgent]
-        self._accounts = {index: _Account(self._quantum_ns, self._share) for index in self._bulk}
+        least_ns = min(limit.slack_ns for limit in limits)
+        self._accounts = {
+            index: _Account(self._quantum_ns, self._share)
+            for index, limit in enumerate(limits)
+            if limit.slack_ns > least_ns
+        }
 
     @property
     def holds(self) -> bool:
@@ -106,6 +147,8 @@ class Entrance:
         if not queue and self._fits(submission, now_ns):
             self._push(submission, entry, now_ns)
             return
+        if not queue:
+            self._paces[submission.class_index].begin(now_ns)
         queue[submission] = entry
         self.held_rows[submission.class_index] += len(submission.slots)
         self._on_held()
@@ -118,13 +161,23 @@ class Entrance:
             self._swept_ns = now_ns
             self._sweep(now_ns)
         # Classes that a change has made urgent since are among them.
-        for queue in self._held:
+        for queue, pace in zip(self._held, self._paces, strict=True):
             while queue:
                 submission, entry = next(iter(queue.items()))
                 if not self._fits(submission, now_ns):
                     break
                 self._forget(submission)
                 self._push(submission, entry, now_ns)
+                pace.got_in(len(submission.slots))
+            pace.settle(now_ns)
+
+    def wait_ns(self, class_index: int, item_ns: int) -> int:
+        """How long a new item of a class will be held here, if items cost `item_ns` of engine time."""
+        held = self.held_rows[class_index]
+        if held == 0:
+            return 0
+        at_best_ns = sum(self.held_rows[: class_index + 1]) * item_ns
+        return max(at_best_ns, self._paces[class_index].wait_ns(held))
 
     def cancel(self, submission: Submission) -> None:
         """The caller left: what is held ends now, what has entered is skipped when its turn comes."""
@@ -149,13 +202,13 @@ class Entrance:
     def _fits(self, submission: Submission, now_ns: int) -> bool:
         account = self._accounts.get(submission.class_index)
         if account is None:
-            return True  # urgent
+            return True  # the most urgent
         forecast = self._forecasts.of(submission.model, now_ns)
         cost_ns = len(submission.slots) * forecast.item_ns
         queued_ns = self._partition.backlog_ns(self._engine)
-        bulk_ns = sum([queued_ns[index] for index in self._bulk])
-        room_ns = BULK_BATCHES * min(self._quantum_ns, forecast.batch_ns(forecast.target))
-        return bulk_ns == 0 or bulk_ns + cost_ns <= room_ns or account.pays(cost_ns, now_ns)
+        there_ns = sum([queued_ns[index] for index in self._accounts])
+        room_ns = BATCHES * min(self._quantum_ns, forecast.batch_ns(forecast.target))
+        return there_ns == 0 or there_ns + cost_ns <= room_ns or account.pays(cost_ns, now_ns)
 
     def _push(self, submission: Submission, entry: _Entry, now_ns: int) -> None:
         self._partition.push(

@@ -63,6 +63,12 @@ class _Window:
         insort(self._ordered, duration_ns)
         self.observed_ns = now_ns
 
+    def restart(self, expected_ns: int) -> None:
+        """Forgets what has been measured, for what may be expected instead."""
+        self._recent.clear()
+        self._recent.extend([expected_ns] * SEED_WEIGHT)
+        self._ordered = list(self._recent)
+
     def quantile(self, q: float) -> int:
         return self._ordered[int(q * len(self._ordered))]
 
@@ -86,6 +92,8 @@ class LearnedLatency:
         """Learns from one batch."""
         window = self._windows.get(model, {}).get(bucket)
         if window is not None:
+            if now_ns - window.observed_ns >= STALE_NS:
+                window.restart(self._known[model][bucket].median_ns)
             window.add(duration_ns, now_ns)
             self._observed_ns[model] = now_ns
             self._settle(model, now_ns)

@@ -89,8 +89,9 @@ class Admission:
         # have aged past this one are left out: too optimistic is corrected at the take, too
         # pessimistic by nobody.
         ahead_ns = sum(self._partition.backlog_ns(ENGINE)[: class_index + 1])
-        ahead_ns += sum(self._entrance.held_rows[: class_index + 1]) * forecast.item_ns
-        done_ns = max(now_ns, self._forecasts.free_at_ns()) + forecast.done_ns(ahead_ns, rows)
+        held_ns = self._entrance.wait_ns(class_index, forecast.item_ns)
+        free_ns = max(now_ns, self._forecasts.free_at_ns())
+        done_ns = free_ns + held_ns + forecast.done_ns(ahead_ns, rows)
         if done_ns > deadline_ns:
             raise DeadlineMissed(
                 f"the deadline is in {(deadline_ns - now_ns) / 1e6:.3g} ms, "

@@ -23,7 +23,7 @@ from scheduler.policy import BatchPlan
 from scheduler.priority import ClassLimits, urgent_classes
 from server.admission import ENGINE
 from tests.scheduler.model_world import QUANTUM_NS, SIGNATURE, TICK, ModelWorld
-from tests.scheduler.plain_model import ALL_CLASSES, MODELS, Row, Running
+from tests.scheduler.plain_model import ALL_CLASSES, MODELS, Fault, Row, Running
 
 BUCKETS = ((1, 2, 4, 8), (1, 3, 6))  # by model
 BUDGETS_NS = (None, 9 * TICK)
@@ -111,6 +111,7 @@ class Engine:
         self._world = world
         self._early_refusal = early_refusal
         self._plans = self._next_plans = _plans(limits)
+        self._steps_down = self._next_steps_down = 0
         self._latency = LearnedLatency()
         self._port = CheckedPort(self, world)
         self.dispatcher = Dispatcher(
@@ -138,9 +139,12 @@ class Engine:
                 self._latency.seed(model, instance.warm_up(model, plan.buckets, 1))
         self.dispatcher.warm()
 
-    def change(self, limits: Sequence[ClassLimits]) -> None:
+    def change(self, limits: Sequence[ClassLimits], steps_down: int) -> None:
+        """Other settings and pressure of this strength, from the next decision of a leader on."""
         self._next_plans = _plans(limits)
+        self._next_steps_down = steps_down
         self.dispatcher.replan(self._next_plans)
+        self.dispatcher.shrink_targets(steps_down)
 
     def ask(self, at: int) -> int | None:
         """An idle instance asks for work. None when it has a batch now, or how long it would sleep."""
@@ -154,7 +158,7 @@ class Engine:
                 return self._check_patience(_ring.NO_DEADLINE if step.at_ns is None else step.at_ns - now_ns)
             batch = step
         else:
-            self._plans = self._next_plans
+            self._plans, self._steps_down = self._next_plans, self._next_steps_down
             try:
                 batch = self.dispatcher.next_batch(reserved=KINDS[at] == "reserved")
             except WouldSleep as sleep:
@@ -184,12 +188,19 @@ class Engine:
         finally:
             self.current = None
         assert run.completed
+        assert device_lasts is None or run.runs <= device_lasts
         self.running[at] = None
         if run.extent is not None:
             self._world.seen["bisection"] += 1
             self._world.seen["undecided"] += run.extent.undecided
             self._world.seen["expired in bisection"] += run.extent.expired
         return True
+
+    def will_raise(self, at: int) -> bool:
+        """Whether an instance has a batch that raises, and rows enough to be run again in parts."""
+        run = self.running[at]
+        guilty = (Fault.GUILTY, Fault.ONCE)
+        return run is not None and len(run.rows) > 1 and any(row.fault in guilty for row in run.rows)
 
     def in_flight(self, frontend: int) -> bool:
         """Whether a batch holds a slot of this front end."""
@@ -203,17 +214,18 @@ class Engine:
     def check_take(self, model: int, now_ns: int, expected_ns: int, count: int, classes: int) -> None:
         """What the dispatcher asks for is what its plans and predictions say."""
         assert now_ns == self._world.clock.now_ns()
-        assert 0 < count <= self.dispatcher.targets.sizes[model]
         plan = self._plans[model]
+        steps_down = self._steps_down if plan.budget_ns is not None else 0
+        assert 0 < count <= self.dispatcher.targets.sizes[model]
+        assert count <= plan.buckets[max(0, len(plan.buckets) - 1 - steps_down)]
         least_ns = self._latency.least_ns(model, plan.bucket_for(count), now_ns)
         assert expected_ns == (least_ns if self._early_refusal else 0)
         assert classes == self._classes(model)
 
     def check(self) -> None:
         """Front ends are told to reckon with a wait only when every instance for any work has some."""
-        *ordinary, reserved, _ = [run is not None for run in self.running]
-        if not reserved:
-            assert (self._world.arena.native.free_at_ns(ENGINE) != 0) == all(ordinary)
+        busy = [run is not None for run in self.running[:ORDINARY]]
+        assert (self._world.arena.native.free_at_ns(ENGINE) != 0) == all(busy)
 
     def _classes(self, model: int) -> int:
         if KINDS[self._at] != "reserved":
@@ -228,6 +240,9 @@ class Engine:
             assert len(rows) < self.dispatcher.targets.sizes[model]
             for row in rows:
                 due_ns = row.request.arrived_ns + plan.max_wait_ns[row.request.cls]
+                if row in self._world.queues.heads():
+                    alone_ns = self._latency.high_ns(model, plan.buckets[0])
+                    due_ns = min(due_ns, row.request.deadline_ns - alone_ns)
                 assert now_ns < due_ns
                 assert timeout_ns <= due_ns - now_ns
         return timeout_ns

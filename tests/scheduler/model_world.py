@@ -56,6 +56,7 @@ class ModelWorld:
         self.engine_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.books = Books()
         self.queues = Queues(self.books)
+        self.epochs = [0] * FRONTENDS
         self.last_row = 0
 
     def close(self) -> None:
@@ -68,6 +69,7 @@ class ModelWorld:
         self.books.check(
             [native.frontend_stats(index) for index in range(FRONTENDS)], native.engine_stats(ENGINE)
         )
+        assert [native.epoch(index) for index in range(FRONTENDS)] == self.epochs
         for model in range(MODELS):
             for cls in range(_ring.CLASSES):
                 assert native.depth(ENGINE, model, cls) == len(self.queues.rows(model, 1 << cls))
@@ -123,7 +125,13 @@ class Frontend:
         self.partition = CheckedPartition(self, world, index)
         forecasts = Forecasts(world.arena, ENGINE)
         self._entrance = Entrance(
-            self.partition, forecasts, limits, models=MODELS, bulk_quantum_ns=QUANTUM_NS, engine=ENGINE
+            self.partition,
+            forecasts,
+            limits,
+            models=MODELS,
+            bulk_quantum_ns=QUANTUM_NS,
+            frontends=FRONTENDS,
+            engine=ENGINE,
         )
         self.admission = Admission(
             self.partition,
@@ -192,13 +200,14 @@ class Frontend:
         self._settle()
 
     def let_in(self) -> None:
-        """Held work enters as far as there is room: always into a class of which nothing is queued."""
+        """Bulk that is held enters as far as there is room, and so whenever no bulk is queued."""
         self._entrance.let_in(self._world.clock.now_ns())
         self._settle()
+        bulk = [cls for cls, limit in enumerate(self._limits) if limit.slack_ns > QUANTUM_NS]
         for request in self.open:
             if request.held:
-                assert self._limits[request.cls].slack_ns > QUANTUM_NS
-                assert any(row.request.cls == request.cls for row in self._world.queues.rows())
+                assert request.cls in bulk
+                assert any(row.request.cls in bulk for row in self._world.queues.rows())
 
     def lose_engine(self) -> None:
         """On the supervisor's word. What the engine still completed keeps its outcome."""
@@ -245,6 +254,7 @@ class Frontend:
         request.held = False
         for row in request.rows:
             row.outcome = outcome
+            row.dispatched_ns = self._world.clock.now_ns() if outcome is Outcome.EXPIRED else 0
         self._world.books.admitted[self._index] += len(request.rows)
         self._world.books.ended[self._index][outcome] += len(request.rows)
         self._world.seen[f"held {outcome.name}"] += len(request.rows)

@@ -119,6 +119,10 @@ class Queues:
             for row in lane
         ]
 
+    def heads(self) -> list[Row]:
+        """The first of each lane."""
+        return [lane[0] for lane in self.lanes.values() if lane]
+
     def take(self, model: int, count: int, now_ns: int, expected_ns: int, classes: int) -> list[Row]:
         """Up to `count` live rows by (key, class, front end); ends the cancelled and the late on its way."""
         batch: list[Row] = []

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scheduler.latency import SEED_WEIGHT, STALE_NS, WINDOW, BucketLatency, LearnedLatency
 
 BUCKETS = (1, 2, 4, 8)
+NOW = 10 * STALE_NS
 
 
 def seeded(*measured_ns: int) -> LearnedLatency:
@@ -21,7 +22,7 @@ def seeded(*measured_ns: int) -> LearnedLatency:
     return latency
 
 
-def feed(latency: LearnedLatency, bucket: int, *durations_ns: int, now_ns: int = 0) -> None:
+def feed(latency: LearnedLatency, bucket: int, *durations_ns: int, now_ns: int = NOW) -> None:
     for duration_ns in durations_ns:
         latency.observe(0, bucket, duration_ns, now_ns)
 
@@ -100,14 +101,26 @@ def test_drift_is_followed_within_the_window(drifted_ns: int) -> None:
 
 @given(
     seeds=st.lists(st.integers(1, 1000), min_size=4, max_size=4),
-    batches=st.lists(st.tuples(st.sampled_from(BUCKETS), st.integers(0, 1000)), max_size=100),
+    batches=st.lists(
+        st.tuples(
+            st.sampled_from(BUCKETS), st.integers(0, 1000), st.sampled_from([0, STALE_NS // 3, STALE_NS])
+        ),
+        max_size=100,
+    ),
 )
-def test_a_larger_bucket_is_never_predicted_faster(seeds: list[int], batches: list[tuple[int, int]]) -> None:
-    """Whatever noise says; and the high quantile is at least the median."""
-    latency = seeded(*seeds)
-    for bucket, duration_ns in batches:
-        feed(latency, bucket, duration_ns)
+def test_a_larger_bucket_is_never_predicted_faster(
+    seeds: list[int], batches: list[tuple[int, int, int]]
+) -> None:
+    """Whatever noise and age say; and the high quantile is at least the median."""
+    latency, now_ns = seeded(*seeds), NOW
+    for bucket, duration_ns, pause_ns in batches:
+        now_ns += pause_ns
+        feed(latency, bucket, duration_ns, now_ns=now_ns)
     rows = latency.table(0)
+    for at_ns in (now_ns, now_ns + STALE_NS):
+        least_ns = [latency.least_ns(0, bucket, at_ns) for bucket in BUCKETS]
+        assert least_ns == sorted(least_ns)
+        assert all(least <= row.median_ns for least, row in zip(least_ns, rows, strict=True))
     for smaller, larger in itertools.pairwise(rows):
         assert smaller.median_ns <= larger.median_ns
         assert smaller.high_ns <= larger.high_ns
@@ -121,8 +134,54 @@ def test_noise_in_a_small_bucket_holds_for_the_larger_ones() -> None:
     """Seeded and learned alike."""
     latency = seeded(500, 450, 900, 800)
     assert [latency.predict_ns(0, bucket) for bucket in BUCKETS] == [500, 500, 900, 900]
-    feed(latency, 1, *[950] * WINDOW)
+    for bucket, duration_ns in zip(BUCKETS, (950, 450, 900, 800), strict=True):
+        feed(latency, bucket, *[duration_ns] * WINDOW)
     assert [latency.predict_ns(0, bucket) for bucket in BUCKETS] == [950, 950, 950, 950]
+
+
+# -- what has not run for a while ---------------------------------------------------------------
+
+
+def medians(latency: LearnedLatency) -> list[int]:
+    return [row.median_ns for row in latency.table(0)]
+
+
+def test_what_never_ran_is_taken_to_have_drifted_like_what_runs() -> None:
+    """Batches of two take three times as long as at warm-up, and one in ten of them five times."""
+    latency = seeded(100, 200, 400, 800)
+    feed(latency, 2, *[1000 if number % 10 == 0 else 600 for number in range(WINDOW)])
+    assert medians(latency) == [300, 600, 1200, 2400]
+    assert [row.high_ns for row in latency.table(0)] == [500, 1000, 2000, 4000]
+    assert [row.seed_ns for row in latency.table(0)] == [100, 200, 400, 800]
+
+
+def test_the_mean_drift_of_what_runs_counts() -> None:
+    """Twice and four times as long: the others three times. Each that runs is believed on its own word."""
+    latency = seeded(100, 200, 400, 800)
+    feed(latency, 1, *[200] * WINDOW)
+    feed(latency, 4, *[1600] * WINDOW)
+    assert medians(latency) == [200, 600, 1600, 2400]
+
+
+@pytest.mark.parametrize(("age_ns", "at_8"), [(STALE_NS - 1, 3200), (STALE_NS, 800)])
+def test_what_was_learned_in_a_slow_spell_does_not_outlive_it(age_ns: int, at_8: int) -> None:
+    """Batches of eight were four times as slow when they last ran; those of one are as at warm-up again."""
+    latency = seeded(100, 200, 400, 800)
+    feed(latency, 8, *[3200] * WINDOW)
+    assert medians(latency) == [400, 800, 1600, 3200]
+    feed(latency, 1, *[100] * WINDOW, now_ns=NOW + age_ns)
+    assert medians(latency)[-1] == at_8
+    assert medians(latency)[0] == 100
+
+
+def test_what_runs_again_is_believed_on_its_own_word_at_once() -> None:
+    """With all that it remembers."""
+    latency = seeded(100, 200, 400, 800)
+    feed(latency, 8, *[3200] * WINDOW)
+    feed(latency, 1, 100, now_ns=NOW + STALE_NS)
+    assert medians(latency)[-1] == 800
+    feed(latency, 8, 3200, now_ns=NOW + STALE_NS)
+    assert medians(latency)[-1] == 3200
 
 
 @pytest.mark.parametrize(
@@ -135,12 +194,25 @@ def test_noise_in_a_small_bucket_holds_for_the_larger_ones() -> None:
     ],
 )
 def test_a_slow_figure_grows_stale(learned_ns: int, age_ns: int, expected: int) -> None:
-    """A bucket that has not run for a while is assumed to be as fast as at warm-up; the next batch counts."""
+    """A model that has not run for a while is assumed to be as fast as at warm-up; the next batch counts."""
     latency = seeded(100)
-    feed(latency, 1, *[learned_ns] * WINDOW, now_ns=5)
-    assert latency.least_ns(0, 1, 5 + age_ns) == expected
-    feed(latency, 1, learned_ns, now_ns=5 + age_ns)
-    assert latency.least_ns(0, 1, 5 + age_ns) == learned_ns
+    feed(latency, 1, *[learned_ns] * WINDOW)
+    assert latency.least_ns(0, 1, NOW + age_ns) == expected
+    feed(latency, 1, learned_ns, now_ns=NOW + age_ns)
+    assert latency.least_ns(0, 1, NOW + age_ns) == learned_ns
+
+
+def test_one_bucket_that_runs_keeps_its_model_from_growing_stale() -> None:
+    """And no other model."""
+    latency = seeded(100)
+    latency.seed(1, dict.fromkeys(BUCKETS, 100))
+    for model in range(2):
+        for _ in range(WINDOW):
+            latency.observe(model, 1, 300, NOW)
+    feed(latency, 8, *[300] * WINDOW, now_ns=NOW + STALE_NS // 2)
+    at_ns = NOW + STALE_NS
+    assert [latency.least_ns(0, bucket, at_ns) for bucket in BUCKETS] == [300] * 4
+    assert [latency.least_ns(1, bucket, at_ns) for bucket in BUCKETS] == [100] * 4
 
 
 def test_seeding_again_forgets_what_was_learned() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scheduler.dispatcher import Batch
 from scheduler.executor.fake import FakeRunner
 from scheduler.executor.runner import Array
-from scheduler.partition import Outcome, Submission
+from scheduler.partition import Outcome, Partition, Submission
 from scheduler.policy import BatchPlan
 from scheduler.priority import PriorityClass
 from tests.scheduler.world import EAGER, MS, SIGNATURE, World
@@ -45,6 +45,39 @@ def test_slots_are_handed_out_once_and_the_last_one_back_first(world: World) -> 
     partition.end_unpushed(first, Outcome.CANCELLED)
     assert first.slots == []
     assert (partition.free_slots, set(partition.reserve(3, 0, 0, ignore).slots)) == (3, used)
+
+
+def test_free_slots_are_published_as_they_change(world: World) -> None:
+    """For whoever watches the service: as they are after every reservation and release."""
+    partition, native = world.partition, world.arena.native
+
+    def published() -> int:
+        assert native.free_slots(0) == partition.free_slots
+        return native.free_slots(0)
+
+    assert published() == 32
+    first, second = partition.reserve(3, 0, 0, partition.release), partition.reserve(9, 0, 0, ignore)
+    assert published() == 20
+    partition.end_unpushed(first, Outcome.CANCELLED)
+    assert published() == 23
+    partition.end_unpushed(second, Outcome.CANCELLED)
+    assert published() == 23, "ended, and not released yet"
+    partition.release(second)
+    world.submit("a", rows=[1.0] * 4)
+    assert published() == 28
+    world.run_all()
+    assert published() == 32
+    world.submit("a too", rows=[1.0] * 4)
+    partition.lose_engine()
+    assert published() == 32
+
+
+def test_front_end_that_starts_again_has_all_its_slots(world: World) -> None:
+    """And says so; what its predecessor had is gone with it."""
+    world.submit("a", rows=[1.0] * 4)
+    assert world.arena.native.free_slots(0) == 28
+    Partition(world.arena, 0, world.frontend_fd, [world.engine_fd])
+    assert world.arena.native.free_slots(0) == 32
 
 
 @pytest.mark.parametrize("rows", [0, -1, 33])
@@ -99,7 +132,6 @@ def check_placement(world: World, rows: int, seed: int) -> None:
 def test_partitions_of_one_arena_do_not_meet(make_world: MakeWorld) -> None:
     """The slots of front end 1 follow those of front end 0."""
     from scheduler.arena import Arena, Dimensions
-    from scheduler.partition import Partition
 
     world = make_world()
     arena = Arena.anonymous(

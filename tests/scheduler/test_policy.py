@@ -233,8 +233,30 @@ def test_a_tight_deadline_shrinks_the_batch(deadline_in_ms: float, count: int) -
 
 def test_the_tightest_of_several_deadlines_counts() -> None:
     """Whatever its class."""
-    queued = [backlog(0, 8, 0, deadline_in_ms=50), backlog(1, 8, 0, deadline_in_ms=2)]
+    queued = [backlog(0, 7, 0, deadline_in_ms=50), backlog(1, 9, 0, deadline_in_ms=2)]
     assert taken(queued, linear_latency()) == 8
+
+
+@pytest.mark.parametrize(
+    ("ahead", "count"),
+    [
+        (0, 4),  # 1.1 ms, of 1.8
+        (3, 4),  # the last of the four is the tight one
+        (4, 16),  # four would be those before it
+        (8, 16),
+    ],
+)
+def test_a_batch_is_not_cut_to_one_without_the_tight_item(ahead: int, count: int) -> None:
+    """It would be as late as ever, and the others would pay for it."""
+    queued = [backlog(0, ahead, 0)] * bool(ahead) + [backlog(1, 16 - ahead, 0, deadline_in_ms=1.8)]
+    assert taken(queued, linear_latency()) == count
+
+
+@pytest.mark.parametrize(("bulk", "waited_ms", "count"), [(5, 3000, 8), (8, 3000, 16), (8, 1000, 8)])
+def test_bulk_that_has_aged_past_the_tight_item_is_before_it(bulk: int, waited_ms: float, count: int) -> None:
+    """As what is more urgent is; other bulk stands back. Five and one fit in the 8 that are in time."""
+    queued = [backlog(4, bulk, waited_ms), backlog(0, 16, 0, deadline_in_ms=1.9)]
+    assert taken(queued, linear_latency()) == count
 
 
 def test_more_than_a_batch_of_as_urgent_items_is_not_made_later_by_smaller_batches() -> None:
@@ -261,7 +283,8 @@ def test_where_a_deadline_hangs_on_it_the_high_quantile_counts() -> None:
     latency = LearnedLatency()
     latency.seed(0, dict.fromkeys(PLAN.buckets, MS))
     for number in range(WINDOW):
-        latency.observe(0, 8, 3 * MS if number % 10 == 0 else MS, NOW)
+        for bucket in PLAN.buckets:
+            latency.observe(0, bucket, 3 * MS if bucket == 8 and number % 10 == 0 else MS, NOW)
     assert latency.predict_ns(0, 16) == MS
     assert taken([backlog(0, 16, 0, deadline_in_ms=2)], latency) == 4
     assert decided([backlog(2, 7, 0, deadline_in_ms=5)], latency) == WaitUntil(NOW + 2 * MS)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from scheduler.dispatcher import Batch
+from scheduler.latency import WINDOW
 from scheduler.policy import SPARE_BATCHES, BatchPlan, WaitUntil
 from scheduler.priority import PriorityClass
 from tests.scheduler.world import EAGER, MS, World
@@ -223,3 +224,33 @@ def test_what_a_spare_instance_runs_occupies_nobody_else(world: World) -> None:
     world.submit("a")
     assert isinstance(world.dispatcher.poll(spare=True), Batch)
     assert free_in_ms(world) is None
+
+
+def test_what_a_reserved_instance_runs_frees_nobody_else(world: World) -> None:
+    """It takes no bulk, so bulk waits for the others, however soon it is done."""
+    world.latency.seed(0, {1: 2 * MS, 2: 2 * MS, 4: 2 * MS, 8: 7 * MS})
+    world.submit("trade", cls=URGENT)
+    trade = world.dispatcher.poll(reserved=True)
+    assert isinstance(trade, Batch)
+    assert (trade.reserved, free_in_ms(world)) == (True, None)
+    world.submit("bulk", rows=[1.0] * 8, cls=BULK)
+    bulk = world.dispatcher.poll()
+    assert isinstance(bulk, Batch)
+    assert (bulk.reserved, free_in_ms(world)) == (False, 7)
+    world.instance.run(trade)
+    assert free_in_ms(world) == 7
+    world.instance.run(bulk)
+    assert free_in_ms(world) is None
+
+
+def test_what_a_reserved_instance_runs_is_learned_from(world: World) -> None:
+    """It has a core of its own, as any other but the spare ones."""
+    world.latency.seed(0, dict.fromkeys(EAGER.buckets, MS))
+    for number in range(WINDOW):
+        world.submit(str(number), cls=URGENT)
+        batch = world.dispatcher.poll(reserved=True)
+        assert isinstance(batch, Batch)
+        world.clock.advance(3 * MS)
+        world.instance.run(batch)
+        world.partition.drain()
+    assert world.latency.predict_ns(0, 1) == 3 * MS

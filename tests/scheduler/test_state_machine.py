@@ -46,7 +46,7 @@ REACHED = (
     *("Overloaded", "DeadlineMissed", "Unavailable", "early DeadlineMissed"),
     *("bisection", "undecided", "expired in bisection", "of 1", "of 3", "of 4", "of 8"),
     *("batch ordinary", "batch reserved", "batch spare"),
-    *("front end died", "died in flight", "engine died", "device lost"),
+    *("front end died", "died in flight", "engine died", "device lost", "device lost in bisection"),
 )
 
 # Deaths empty the queues, so they are rare enough for something to be in them.
@@ -151,11 +151,11 @@ class ServiceMachine(RuleBasedStateMachine):
     def change_settings(self, slack_ticks: tuple[int, ...], told: set[int], steps_down: int) -> None:
         """Each process hears of it when it does; the last number is the engine, and that of pressure too."""
         self.limits = limits_of(slack_ticks)
-        for number, process in enumerate((*self.frontends, self.engine)):
-            if process is not None and number in told:
-                process.change(self.limits)
+        for index, frontend in enumerate(self.frontends):
+            if frontend is not None and index in told:
+                frontend.change(self.limits)
         if self.engine is not None and FRONTENDS in told:
-            self.engine.dispatcher.shrink_targets(steps_down)
+            self.engine.change(self.limits, steps_down)
 
     # The engine.
 
@@ -191,11 +191,12 @@ class ServiceMachine(RuleBasedStateMachine):
             self.drain(index)
             self.let_in(index)
 
-    def busy(self, at: int) -> int:
-        """An instance that runs a batch."""
+    def busy(self, at: int, *, raising: bool = False) -> int:
+        """An instance that runs a batch; one that will raise, if that is wanted and there is one."""
         assert self.engine is not None
         running = [index for index, run in enumerate(self.engine.running) if run is not None]
-        return running[at % len(running)]
+        raisers = [index for index in running if raising and self.engine.will_raise(index)]
+        return (raisers or running)[at % len(raisers or running)]
 
     # Deaths, as the supervisor handles them.
 
@@ -215,16 +216,16 @@ class ServiceMachine(RuleBasedStateMachine):
             self.engine.dispatcher.discard(index, partial(self.discarded, index))
 
     @precondition(lambda self: self.engine)
-    @rule(at=instances, calls=st.sampled_from([None, 0, 0, 1]), dies=rarely)
+    @rule(at=instances, calls=st.sampled_from([None, 0, 1, 1, 2]), dies=rarely)
     def engine_dies(self, at: int, calls: int | None, dies: bool) -> None:
         """Between batches, or because the device is lost in some call of a runner, if it comes to that."""
         assert self.engine is not None
         if not dies:
             return
         if calls is not None and any(self.engine.running):
-            if self.engine.finish(self.busy(at), device_lasts=calls):
+            if self.engine.finish(self.busy(at, raising=calls > 0), device_lasts=calls):
                 return
-            self.seen["device lost"] += 1
+            self.seen["device lost in bisection" if calls else "device lost"] += 1
         self.seen["engine died"] += 1
         self.engine = None
         for index in range(FRONTENDS):
@@ -267,6 +268,7 @@ class ServiceMachine(RuleBasedStateMachine):
         dropped = self.world.queues.drop(index)
         assert self.engine is None or dropped == 0
         self.world.books.ended[index][Outcome.LOST] += self.world.books.open(index)
+        self.world.epochs[index] += 1
         self.world.arena.native.reset_frontend(index)
 
     def reset_engine_if_free(self) -> None:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from scheduler.latency import WINDOW, LearnedLatency
+from scheduler.latency import STALE_NS, WINDOW, LearnedLatency
 from scheduler.policy import BatchPlan
 from scheduler.target import ENTER_PART, TargetSizes
 
@@ -106,6 +106,23 @@ def test_noise_around_the_budget_moves_it_once_at_most() -> None:
         seen += sizes.sizes
     assert sum(before != after for before, after in itertools.pairwise(seen)) == 1
     assert seen[-1] == 8
+
+
+def test_target_that_shrank_in_a_slow_spell_grows_back_after_it() -> None:
+    """Batches take four times as long for a while; larger ones, which ran last in it, do not stay slow."""
+    sizes, latency = target(50)
+
+    def run(slower: int, count: int, start_ns: int) -> int:
+        for number in range(count):
+            (size,) = sizes.sizes
+            latency.observe(0, size, slower * 50 * size, start_ns + number)
+            sizes.update(0)
+        return sizes.sizes[0]
+
+    assert sizes.sizes == [16]
+    assert run(4, 500, STALE_NS) == 4
+    assert run(1, 500, STALE_NS + 1) == 4, "whatever ran in it is believed for a second"
+    assert run(1, 500, 3 * STALE_NS) == 16
 
 
 @pytest.mark.parametrize(("steps", "size"), [(0, 8), (1, 4), (2, 2), (3, 1), (9, 1)])

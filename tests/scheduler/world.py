@@ -48,6 +48,7 @@ class World:
     plans: Sequence[BatchPlan] = (EAGER,)
     runners: Sequence[Runner] = ()
     slots: int = 32
+    frontends: int = 1  # all but the first are the test's own
     instances: int = 1
     early_refusal: bool = True
     clock: VirtualClock = field(default_factory=lambda: VirtualClock(1_000 * MS))
@@ -57,7 +58,7 @@ class World:
         self.runners = self.runners or [FakeRunner(SIGNATURE) for _ in self.plans]
         self.arena = Arena.anonymous(
             Dimensions(
-                frontends=1,
+                frontends=self.frontends,
                 models=len(self.plans),
                 slots_per_frontend=self.slots,
                 input_row_bytes=SIGNATURE.input_row_bytes,
@@ -68,7 +69,9 @@ class World:
         self.engine_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.partition = Partition(self.arena, 0, self.frontend_fd, [self.engine_fd])
         self.latency = LearnedLatency()
-        self.port = _ring.EnginePort(self.arena.native, 0, self.engine_fd, [self.frontend_fd])
+        self.port = _ring.EnginePort(
+            self.arena.native, 0, self.engine_fd, [self.frontend_fd] * self.frontends
+        )
         self.dispatcher = Dispatcher(
             self.port,
             self.plans,
