@@ -32,11 +32,6 @@ ORDINARY = 2
 KINDS = ("ordinary",) * ORDINARY + ("reserved", "spare")  # by instance
 
 
-def cost_ns(bucket: int) -> int:
-    """What a batch usually takes."""
-    return (4 + bucket) * TICK
-
-
 class WouldSleep(Exception):
     """The engine has nothing to do for `timeout_ns` unless something is pushed."""
 
@@ -107,8 +102,12 @@ class CheckedPort(_ring.EnginePort):
 class Engine:
     """One life of an engine process, warm."""
 
-    def __init__(self, world: ModelWorld, limits: Sequence[ClassLimits], *, early_refusal: bool) -> None:
+    def __init__(
+        self, world: ModelWorld, limits: Sequence[ClassLimits], *, early_refusal: bool, cost_factor: int
+    ) -> None:
+        """`cost_factor`: how many times slower the device is than the fastest."""
         self._world = world
+        self._own_cost_factor = cost_factor
         self._early_refusal = early_refusal
         self._plans = self._next_plans = _plans(limits)
         self._steps_down = self._next_steps_down = 0
@@ -252,13 +251,17 @@ class Engine:
         run = self.current
         if run is None:
             assert not any(numbers), "warm-up runs on zeros"
-            self._world.clock.advance(cost_ns(len(numbers)))
+            self._world.clock.advance(self._cost_ns(len(numbers)))
             return
         if run.runs == self._device_lasts:
             raise DeviceLost
         stale = self._stale[self._at, model]
-        run.compute(numbers, stale, cost_ns(len(numbers)) * self._cost_factor)
+        run.compute(numbers, stale, self._cost_ns(len(numbers)) * self._cost_factor)
         stale.update(numbers)
+
+    def _cost_ns(self, bucket: int) -> int:
+        """What a batch usually takes."""
+        return (4 + bucket) * TICK * self._own_cost_factor
 
     def _failed(self, batch: Batch, error: Exception, extent: FailureExtent) -> None:
         assert self.current is not None

@@ -200,14 +200,15 @@ class Frontend:
         self._settle()
 
     def let_in(self) -> None:
-        """Bulk that is held enters as far as there is room, and so whenever no bulk is queued."""
+        """What can stand back may be held, but not while nothing else that can is queued."""
         self._entrance.let_in(self._world.clock.now_ns())
         self._settle()
-        bulk = [cls for cls, limit in enumerate(self._limits) if limit.slack_ns > QUANTUM_NS]
+        least_ns = min(limit.slack_ns for limit in self._limits)
+        patient = [cls for cls, limit in enumerate(self._limits) if limit.slack_ns > least_ns]
         for request in self.open:
             if request.held:
-                assert request.cls in bulk
-                assert any(row.request.cls in bulk for row in self._world.queues.rows())
+                assert request.cls in patient
+                assert any(row.request.cls in patient for row in self._world.queues.rows())
 
     def lose_engine(self) -> None:
         """On the supervisor's word. What the engine still completed keeps its outcome."""

@@ -174,14 +174,18 @@ def test_what_was_learned_in_a_slow_spell_does_not_outlive_it(age_ns: int, at_8:
     assert medians(latency)[0] == 100
 
 
-def test_what_runs_again_is_believed_on_its_own_word_at_once() -> None:
-    """With all that it remembers."""
+def test_what_runs_again_begins_with_what_was_expected_of_it() -> None:
+    """And forgets what it has learned: as much of another opinion as after warm-up outvotes it."""
     latency = seeded(100, 200, 400, 800)
     feed(latency, 8, *[3200] * WINDOW)
-    feed(latency, 1, 100, now_ns=NOW + STALE_NS)
-    assert medians(latency)[-1] == 800
+    feed(latency, 1, *[200] * WINDOW, now_ns=NOW + STALE_NS)
+    assert medians(latency) == [200, 400, 800, 1600]
+    feed(latency, 8, *[3200] * (SEED_WEIGHT - 1), now_ns=NOW + STALE_NS)
+    assert medians(latency)[-1] == 1600
     feed(latency, 8, 3200, now_ns=NOW + STALE_NS)
     assert medians(latency)[-1] == 3200
+    feed(latency, 8, *[800] * (SEED_WEIGHT + 1), now_ns=NOW + 2 * STALE_NS)
+    assert medians(latency)[-1] == 800
 
 
 @pytest.mark.parametrize(

@@ -108,21 +108,29 @@ def test_noise_around_the_budget_moves_it_once_at_most() -> None:
     assert seen[-1] == 8
 
 
-def test_target_that_shrank_in_a_slow_spell_grows_back_after_it() -> None:
-    """Batches take four times as long for a while; larger ones, which ran last in it, do not stay slow."""
-    sizes, latency = target(50)
+@pytest.mark.parametrize("before", [0, 3 * WINDOW])
+def test_target_that_shrank_in_a_slow_spell_grows_back_after_it(before: int) -> None:
+    """Batches take four times as long for a while; larger ones, which ran last in it, do not stay slow.
 
-    def run(slower: int, count: int, start_ns: int) -> int:
-        for number in range(count):
+    `before`: batches that had run before it, at the pace of warm-up.
+    """
+    sizes, latency = target(50)
+    now_ns = STALE_NS
+
+    def run(slower: int, count: int, every_ns: int = STALE_NS // 100) -> int:
+        nonlocal now_ns
+        for _ in range(count):
+            now_ns += every_ns
             (size,) = sizes.sizes
-            latency.observe(0, size, slower * 50 * size, start_ns + number)
+            latency.observe(0, size, slower * 50 * size, now_ns)
             sizes.update(0)
         return sizes.sizes[0]
 
-    assert sizes.sizes == [16]
-    assert run(4, 500, STALE_NS) == 4
-    assert run(1, 500, STALE_NS + 1) == 4, "whatever ran in it is believed for a second"
-    assert run(1, 500, 3 * STALE_NS) == 16
+    assert run(1, before) == 16
+    assert run(4, 500) == 4
+    now_ns += STALE_NS
+    assert run(1, 50) == 16
+    assert run(1, 500) == 16
 
 
 @pytest.mark.parametrize(("steps", "size"), [(0, 8), (1, 4), (2, 2), (3, 1), (9, 1)])

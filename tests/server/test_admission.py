@@ -143,12 +143,12 @@ def test_what_is_outstanding_counts_in_its_class_alone(front_end: FrontEnd) -> N
 
 def test_what_is_held_at_the_entrance_counts_as_well(front_end: FrontEnd) -> None:
     """It has its place in the queue."""
-    front_end.hold_bulk()
-    door = Door(front_end, 4)
-    for _ in range(3):
+    front_end.hold_all_but_two()
+    door = Door(front_end, 5)
+    for _ in range(4):
         front_end.submit(request(priority=LOW.value))
     assert front_end.entrance.held_rows[LOW.index] == 2
-    assert "3 of 4 are taken" in str(door.refusal(2, LOW))
+    assert "4 of 5 are taken" in str(door.refusal(2, LOW))
 
 
 def test_model_may_have_a_limit_of_its_own(make_front_end: MakeFrontEnd) -> None:
@@ -272,15 +272,29 @@ def test_more_urgent_work_comes_first_whatever_its_model(make_front_end: MakeFro
 
 
 def test_what_is_held_of_its_class_comes_first_as_well(front_end: FrontEnd) -> None:
-    """Two seconds each: one in the lanes, two held."""
-    front_end.hold_bulk()
-    for _ in range(3):
+    """Two seconds each: two in the lanes, two held."""
+    front_end.hold_all_but_two()
+    for _ in range(4):
         front_end.submit(request(priority=LOW.value))
     door = Door(front_end)
-    door.check(cls=LOW, in_ms=6_001)
+    door.check(cls=LOW, in_ms=8_001)
     with pytest.raises(DeadlineMissed):
-        door.check(cls=LOW, in_ms=5_999)
+        door.check(cls=LOW, in_ms=7_999)
     door.check(cls=PriorityClass.HISTORICAL_ANALYSIS, in_ms=1)
+
+
+def test_what_is_held_is_predicted_by_the_pace_at_which_it_gets_in(front_end: FrontEnd) -> None:
+    """Two in the lanes, 100 ms each, and two held. None of those gets in for a while: a second each, then."""
+    front_end.hold_all_but_two(item_ms=100)
+    for _ in range(4):
+        front_end.submit(request(priority=LOW.value))
+    door = Door(front_end)
+    for held_ms in (200, 2000):
+        door.check(cls=LOW, in_ms=200 + held_ms + 1)
+        with pytest.raises(DeadlineMissed):
+            door.check(cls=LOW, in_ms=200 + held_ms - 1)
+        front_end.entrance.let_in(_ring.now_ns() + 200 * MS)
+    assert sum(front_end.entrance.held_rows) == 2
 
 
 def test_nobody_is_refused_before_anything_is_known(front_end: FrontEnd) -> None:

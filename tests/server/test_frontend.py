@@ -11,7 +11,7 @@ import pytest
 from scheduler.priority import PriorityClass
 from scheduler.signature import DataType, TensorSpec
 from server.boot import Boot
-from server.frontend import _served
+from server.frontend import EXIT_BUG, _served
 from server.models import ServedModel
 from server.repository import Manifest, ModelVersion, SchedulerOverrides
 from server.settings import load_settings
@@ -31,6 +31,7 @@ MANIFEST = Manifest(
         ModelVersion(10, Path("m/10/model.pt"), "b" * 64),
     ),
 )
+ROOT = Path(__file__).parents[2]
 EVERY_CLASS = [member.label for member in PriorityClass]
 
 
@@ -133,3 +134,76 @@ def test_child_without_a_supervisor_ends() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
+# A front end that never serves, in a process that it may end: its partition and its entrance are real. Two
+# items are in the lanes and have been answered, so the one that is held enters next.
+HOLDS_ONE = """
+import asyncio
+import numpy as np
+from scheduler.partition import Outcome
+from scheduler.priority import PriorityClass
+from server.frontend import Frontend
+from server.settings import load_settings
+from tests.server.world import FrontEnd, request
+
+async def rounds(frontend):
+    frontend._held.set()
+    letting_in = asyncio.create_task(frontend._let_in())
+    while frontend._held.is_set():
+        await asyncio.sleep(0)
+    letting_in.cancel()
+
+async def main():
+    world = FrontEnd()
+    world.hold_all_but_two()
+    for _ in range(3):
+        world.submit(request(priority=PriorityClass.BACKGROUND_TASKS.value))
+    (held,) = world.entrance._held[PriorityClass.BACKGROUND_TASKS.index]
+    slots = np.empty(2, np.uint32)
+    assert world.engine.take(0, 0, 0, slots) == 2
+    world.engine.complete(slots, np.ones(2, np.uint8), 0, 0, 0, 1, 2)
+    frontend = Frontend(None, load_settings({}, environ={}), None)
+    frontend._partition, frontend._entrance = world.partition, world.entrance
+    %s
+    print("goes on with", world.partition.depths(0), world.entrance.held_rows, len(world.answers))
+
+asyncio.run(main())
+"""
+
+
+def run_front_end(does: str) -> subprocess.CompletedProcess[str]:
+    """A process that holds one item and then does this."""
+    return subprocess.run(
+        [sys.executable, "-c", HOLDS_ONE % does],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(("does", "answered"), [("frontend._woken()", 2), ("await rounds(frontend)", 0)])
+def test_held_work_enters_with_completions_and_without(does: str, answered: int) -> None:
+    """Those of other front ends make room as well, and nobody wakes this one for them."""
+    done = run_front_end(does)
+    assert (done.stdout, done.returncode) == (f"goes on with [0, 0, 0, 0, 1] [0, 0, 0, 0, 0] {answered}\n", 0)
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        "held.slots[0] = 999; frontend._woken()",  # a slot that is nobody's cannot be pushed
+        "held.slots[0] = 999; await rounds(frontend)",
+        "world.partition._pending[:] = [None] * 16; frontend._woken()",  # nobody waits for what comes back
+    ],
+    ids=["letting in after completions", "letting in without", "delivering completions"],
+)
+def test_bug_in_delivering_or_letting_in_ends_the_process(does: str) -> None:
+    """What it interrupted would hang for ever: better that every call ends now, and the log says why."""
+    done = run_front_end(does)
+    assert done.returncode == EXIT_BUG, done.stderr
+    assert "goes on" not in done.stdout
+    assert "cannot deliver completions" in done.stdout

@@ -241,13 +241,14 @@ def test_cancelled_by_its_caller(front_end: FrontEnd) -> None:
 
 def test_cancelled_before_it_entered_the_lanes(front_end: FrontEnd) -> None:
     """It ends within the call: the engine has never seen it."""
-    front_end.hold_bulk()
-    front_end.submit(request(priority=LOW.value))
+    front_end.hold_all_but_two()
+    for _ in range(2):
+        front_end.submit(request(priority=LOW.value))
     ticket = front_end.submit(request(2, priority=LOW.value))
     assert front_end.entrance.held_rows[LOW.index] == 2
     ticket.cancel()
     assert [type(answer) for answer in front_end.answers] == [RequestCancelled]
-    assert front_end.partition.free_slots == 15
+    assert front_end.partition.free_slots == 14
 
 
 def test_lost_with_its_engine(front_end: FrontEnd) -> None:
@@ -358,14 +359,15 @@ async def test_leaving_a_stream_cancels_what_is_queued(
 async def test_leaving_a_stream_ends_what_is_held(
     front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One has entered the lanes, three wait before them: those end while the stream is taken down."""
-    front_end.hold_bulk()
+    """Two have entered the lanes, two wait before them: those end while the stream is taken down."""
+    front_end.hold_all_but_two()
     enters, cancels = (Calls(monkeypatch, front_end.entrance, name) for name in ("enter", "cancel"))
     async with serving(InferenceService(front_end.desk, 8)) as channel:
         call = open_stream(channel)
         for sequence in range(4):
             await call.write(streamed(sequence))
         await enters.wait(4)
+        assert sum(front_end.entrance.held_rows) == 2
         call.cancel()
         await cancels.wait(4)
     assert not front_end.entrance.holds

@@ -132,9 +132,12 @@ class FrontEnd:
             lambda _, result: self.answers.append(result),
         )
 
-    def hold_bulk(self) -> None:
-        """From now on an item costs two seconds of the engine: one of each bulk class enters the lanes."""
-        self.engine.publish_forecast(0, 1, 2_000_000_000, [1], [1], [1], [1])
+    def hold_all_but_two(self, item_ms: int = 2000) -> None:
+        """From now on an item costs so much of the engine, which is more than a bulk quantum.
+
+        Of a class that is not the most urgent, one enters empty lanes and one on the account of its class.
+        """
+        self.engine.publish_forecast(0, 1, item_ms * 1_000_000, [1], [1], [1], [1])
 
     def complete(self, *outcomes: Outcome, count: int = 8, after_ns: int = 0) -> None:
         """Takes up to `count` items as one batch and gives each of them its outcome, or the last one.

@@ -63,7 +63,8 @@ class Passage:
         self.partition = Partition(self.arena, 0, self._fds[0], self._fds[1:])
         port = _ring.EnginePort(self.arena.native, 0, self._fds[1], self._fds[:1])
         plan = BatchPlan(buckets, (0,) * _ring.CLASSES, None)
-        self.dispatcher = Dispatcher(port, [plan], LearnedLatency(), self.clock)
+        self.latency = LearnedLatency()
+        self.dispatcher = Dispatcher(port, [plan], self.latency, self.clock)
         self.instance = CpuInstance(
             self.arena,
             self.dispatcher,

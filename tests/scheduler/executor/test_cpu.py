@@ -10,6 +10,7 @@ from scheduler.executor.bisection import BUDGET_NS
 from scheduler.executor.fake import FakeRunner
 from scheduler.executor.instance import FailureExtent
 from scheduler.executor.runner import Array, DeviceLost, ModelUnusable
+from scheduler.latency import WINDOW
 from scheduler.partition import Outcome
 from scheduler.signature import DataType, TensorSpec
 from tests.scheduler.executor.passage import Answer, Compute, Function, Passage, signature
@@ -345,6 +346,32 @@ def test_compute_of_a_batch_that_raised_is_that_of_all_its_runs() -> None:
     with passage(slow) as run:
         run.ask(*map(row, [1, 2, 3, 9004]))
     assert run.compute_ns == [4 * 7 * MS] * 4
+
+
+@pytest.mark.parametrize("guilty", [True, False])
+def test_batch_that_raised_says_nothing_about_how_long_one_takes(guilty: bool) -> None:
+    """Whether a row is to blame, or all of them have results: it fails now and then, and no outcome tells."""
+    runs = itertools.count()
+
+    def slow(inputs: Sequence[Array]) -> list[Array]:
+        run.clock.advance(7 * MS)
+        if next(runs) % 3 == 0:  # the batch, and then its two rows
+            raise RuntimeError("now and then")
+        return picky(inputs)
+
+    with passage(slow) as run:
+        run.latency.seed(0, dict.fromkeys((1, 2, 4, 8), MS))
+        for _ in range(WINDOW):
+            answers = run.ask(row(1), row(9002 if guilty else 2))
+            assert (answers[1] is Outcome.ERROR) == guilty
+        assert len(run.failures) == WINDOW
+        assert {known.median_ns for known in run.latency.table(0)} == {MS}
+        next(runs)  # the next one does not raise, and teaches
+        for _ in range(WINDOW):
+            run.ask(row(1))
+            next(runs)
+            next(runs)
+        assert {known.median_ns for known in run.latency.table(0)} == {7 * MS}
 
 
 @pytest.mark.parametrize("lost_in", [1, 2, 3])
