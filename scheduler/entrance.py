@@ -59,7 +59,7 @@ class _Account:
 
 
 class _Pace:
-    """How fast held items of one class get in."""
+    """How fast the held items of one class get fewer."""
 
     OVER_NS = 100_000_000
 
@@ -72,8 +72,8 @@ class _Pace:
         self._rows = 0
         self._rows_per_ns: float | None = None
 
-    def got_in(self, rows: int) -> None:
-        """Some did."""
+    def left(self, rows: int) -> None:
+        """Some have entered or ended."""
         self._rows += rows
 
     def settle(self, now_ns: int) -> None:
@@ -86,10 +86,10 @@ class _Pace:
             self._since_ns, self._rows = now_ns, 0
 
     def wait_ns(self, rows: int) -> int:
-        """How long until this many are in, at the pace so far; 0 while none is known."""
+        """How long until this many have left, at the pace so far; 0 while none is known."""
         if self._rows_per_ns is None:
             return 0
-        # As if at least one row got in each second: a prediction, not a verdict.
+        # As if at least one row left in each second: a prediction, not a verdict.
         return int(rows / max(self._rows_per_ns, 1e-9))
 
 
@@ -113,7 +113,9 @@ class Entrance:
         self._forecasts = forecasts
         self._stamp = KeyStamp(models, limits)
         self._quantum_ns = bulk_quantum_ns
-        self._share = GUARANTEED_SHARE / frontends
+        self._part = 1 / frontends
+        self._share = GUARANTEED_SHARE * self._part
+        self._accounts: dict[int, _Account] = {}
         self._engine = engine
         self._on_held = on_held
         # By class, in the order of arrival.
@@ -128,7 +130,7 @@ class Entrance:
         self._stamp.change(limits)
         least_ns = min(limit.slack_ns for limit in limits)
         self._accounts = {
-            index: _Account(self._quantum_ns, self._share)
+            index: self._accounts.get(index) or _Account(self._quantum_ns * self._part, self._share)
             for index, limit in enumerate(limits)
             if limit.slack_ns > least_ns
         }
@@ -168,7 +170,6 @@ class Entrance:
                     break
                 self._forget(submission)
                 self._push(submission, entry, now_ns)
-                pace.got_in(len(submission.slots))
             pace.settle(now_ns)
 
     def wait_ns(self, class_index: int, item_ns: int) -> int:
@@ -207,7 +208,8 @@ class Entrance:
         cost_ns = len(submission.slots) * forecast.item_ns
         queued_ns = self._partition.backlog_ns(self._engine)
         there_ns = sum([queued_ns[index] for index in self._accounts])
-        room_ns = BATCHES * min(self._quantum_ns, forecast.batch_ns(forecast.target))
+        batch_ns = max(forecast.batch_ns(forecast.target), forecast.target * forecast.item_ns)
+        room_ns = BATCHES * min(self._quantum_ns, batch_ns)
         return there_ns == 0 or there_ns + cost_ns <= room_ns or account.pays(cost_ns, now_ns)
 
     def _push(self, submission: Submission, entry: _Entry, now_ns: int) -> None:
@@ -225,5 +227,7 @@ class Entrance:
         self._partition.end_unpushed(submission, outcome)
 
     def _forget(self, submission: Submission) -> None:
+        rows = len(submission.slots)
         del self._held[submission.class_index][submission]
-        self.held_rows[submission.class_index] -= len(submission.slots)
+        self.held_rows[submission.class_index] -= rows
+        self._paces[submission.class_index].left(rows)

@@ -93,7 +93,10 @@ class LearnedLatency:
         window = self._windows.get(model, {}).get(bucket)
         if window is not None:
             if now_ns - window.observed_ns >= STALE_NS:
-                window.restart(self._known[model][bucket].median_ns)
+                known = self._known[model][bucket]
+                # Where all of the model has paused, what it last knew may be of a slow spell.
+                paused = now_ns - self._observed_ns[model] >= STALE_NS
+                window.restart(min(known.median_ns, known.seed_ns) if paused else known.median_ns)
             window.add(duration_ns, now_ns)
             self._observed_ns[model] = now_ns
             self._settle(model, now_ns)
@@ -122,22 +125,43 @@ class LearnedLatency:
         return list(self._known.get(model, {}).values())
 
     def _settle(self, model: int, now_ns: int) -> None:
-        """A larger batch cannot really be faster; where noise says so, the larger figure holds for both."""
+        """Reads the windows. A larger batch cannot really be faster, so where noise says so the larger figure
+        holds for both; but no guess lifts a measurement.
+        """
         windows = self._windows[model]
-        fresh = [w for w in windows.values() if w.observed_ns and now_ns - w.observed_ns < STALE_NS]
-        slower = slowest = 1.0
-        if fresh:
-            slower = sum([w.quantile(0.5) / max(1, w.seed_ns) for w in fresh]) / len(fresh)
-            slowest = sum([w.quantile(HIGH_QUANTILE) / max(1, w.seed_ns) for w in fresh]) / len(fresh)
-        known: dict[int, BucketLatency] = {}
-        median = high = seed = 0
+        fresh = {b: w for b, w in windows.items() if w.observed_ns and now_ns - w.observed_ns < STALE_NS}
+        measured = fresh or windows
+        medians = _monotone({b: w.quantile(0.5) for b, w in measured.items()}, windows)
+        highs = _monotone({b: w.quantile(HIGH_QUANTILE) for b, w in measured.items()}, windows)
+        known = {}
+        seed = 0
         for bucket, window in windows.items():
             seed = max(seed, window.seed_ns)
-            if fresh and window not in fresh:
-                median = max(median, int(window.seed_ns * slower))
-                high = max(high, median, int(window.seed_ns * slowest))
-            else:
-                median = max(median, window.quantile(0.5))
-                high = max(high, median, window.quantile(HIGH_QUANTILE))
-            known[bucket] = BucketLatency(bucket, median, high, seed)
+            median = medians[bucket]
+            known[bucket] = BucketLatency(bucket, median, max(median, highs[bucket]), seed)
         self._known[model] = known
+
+
+def _monotone(measured: Mapping[int, int], windows: Mapping[int, _Window]) -> dict[int, int]:
+    """A figure for every bucket, ascending, from those of some: the others have drifted like them."""
+    drift = sum([ns / max(1, windows[b].seed_ns) for b, ns in measured.items()]) / len(measured)
+    rising: dict[int, int] = {}
+    least = 0
+    for bucket, ns in measured.items():
+        least = rising[bucket] = max(least, ns)
+    ceiling: int | None = None
+    ceilings = {}
+    for bucket in reversed(list(windows)):
+        ceiling = rising.get(bucket, ceiling)
+        ceilings[bucket] = ceiling
+    figures: dict[int, int] = {}
+    least = 0
+    for bucket, window in windows.items():
+        if bucket in rising:
+            least = rising[bucket]
+        else:
+            least = max(least, int(window.seed_ns * drift))
+            if (most := ceilings[bucket]) is not None:
+                least = min(least, most)
+        figures[bucket] = least
+    return figures

@@ -198,11 +198,11 @@ def test_what_runs_again_begins_with_what_was_expected_of_it() -> None:
     ],
 )
 def test_a_slow_figure_grows_stale(learned_ns: int, age_ns: int, expected: int) -> None:
-    """A model that has not run for a while is assumed to be as fast as at warm-up; the next batch counts."""
+    """A model that has paused is assumed to be as fast as at warm-up, until batches show otherwise."""
     latency = seeded(100)
     feed(latency, 1, *[learned_ns] * WINDOW)
     assert latency.least_ns(0, 1, NOW + age_ns) == expected
-    feed(latency, 1, learned_ns, now_ns=NOW + age_ns)
+    feed(latency, 1, *[learned_ns] * (SEED_WEIGHT + 1), now_ns=NOW + age_ns)
     assert latency.least_ns(0, 1, NOW + age_ns) == learned_ns
 
 
