@@ -2,10 +2,11 @@
 
     python -m bench.goodput [--rounds 2] [--plot PATH]
 
-Goodput is results within their deadline per second, here as a part of capacity: what the same server did
-in a closed loop just before. Two servers of one model take turns, one of them without early refusal: it
-lets in whatever its queues hold. A load process offers, in an open loop, 0.5 to 5 times capacity: real-time
-calls alone, whose deadline is short, and all five classes in equal parts with their default deadlines.
+Goodput is results within their deadline per second, here as a part of capacity: what the same server does
+in a closed loop, and beyond capacity what it does so while it refuses as many calls as there are too many.
+Two servers of one model take turns, one of them without early refusal: it lets in whatever its queues hold.
+A load process offers, in an open loop, 0.5 to 5 times capacity: real-time calls alone, whose deadline is
+short, and all five classes in equal parts with their default deadlines.
 
 Exits with 1 when goodput beyond capacity falls below 95 % of it, or when a class is served worse than a less
 urgent one.
@@ -91,6 +92,11 @@ def measure(servers: Mapping[str, ServerProcess], rounds: int) -> Table:
                     # Measured anew each time: the machine is not the same from minute to minute.
                     rows_per_s = capacity(server.target, CAPACITY_S, seed=number)
                     results = offer(server.target, _flows(members, load * rows_per_s), SECONDS, seed=number)
+                    if load > 1:
+                        # What the same server does with as many calls to refuse, all of them nonsense.
+                        rows_per_s = capacity(
+                            server.target, CAPACITY_S, refused_per_s=(load - 1) * rows_per_s, seed=number
+                        )
                     point = table.setdefault((name, mix, load), Point())
                     point.add(results, rows_per_s)
                     print(

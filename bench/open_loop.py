@@ -47,7 +47,8 @@ class Flow:
     """Calls of one priority class: `rate_per_s` of an open flow, or `in_flight` of a closed one.
 
     `timeout_s` runs from the instant at which a call should be sent. Calls are spread over `clients`
-    connections of one RPC stream each, which together must hold all that is in flight.
+    connections of one RPC stream each, which together must hold all that is in flight. `model` may name one
+    that the server does not have: such calls cost what a refusal does, and the engine nothing.
     """
 
     priority: str
@@ -55,6 +56,7 @@ class Flow:
     rate_per_s: float = 0.0
     in_flight: int = 0
     clients: int = 1
+    model: str = ""
 
 
 @dataclass
@@ -122,11 +124,17 @@ def offer(
     raise LoadTooSlow(f"the load process fell behind {ATTEMPTS} times")
 
 
-def capacity(target: str, seconds: float, *, seed: int = 0) -> float:
-    """Rows per second of the heavy model, with always enough in flight for full batches."""
+def capacity(target: str, seconds: float, *, refused_per_s: float = 0.0, seed: int = 0) -> float:
+    """Rows per second of the heavy model, with always enough in flight for full batches.
+
+    Beside it `refused_per_s` calls of an unknown model keep client and front end as busy as an overload does:
+    on the cores of the engine, or next to them, an overload is not free for anybody.
+    """
     warm_up_s = 0.5
-    flow = Flow("real_time_trading", timeout_s=10.0, in_flight=64)
-    (result,) = offer(target, [flow], warm_up_s + seconds, seed=seed)
+    flows = [Flow("real_time_trading", timeout_s=10.0, in_flight=64)]
+    if refused_per_s:
+        flows.append(Flow("real_time_trading", 10.0, refused_per_s, clients=2, model="nobody"))
+    result = offer(target, flows, warm_up_s + seconds, seed=seed)[0]
     return result.in_time(warm_up_s, warm_up_s + seconds) / seconds
 
 
@@ -221,6 +229,7 @@ class Sender:
         try:
             prediction = await self._clients[turn].predict(
                 next(self._rows),
+                model=self._flow.model,
                 priority=self._flow.priority,
                 timeout_s=max(1e-4, due_s + self._flow.timeout_s - now_s),
             )

@@ -67,9 +67,11 @@ class Ticket:
         partition = self._desk.partition
         result: bytes | RequestError
         if submission.outcome is Outcome.RESULT:
+            now_ns = _ring.now_ns()
             result = self._plan.encode(
-                partition, submission, self.request.request_id, self.arrived_ns, _ring.now_ns()
+                partition, submission, self.request.request_id, self.arrived_ns, now_ns
             )
+            self._desk.admission.delivered(now_ns - submission.compute_end_ns)
         else:
             result = self._error(submission)
             if submission.outcome in (Outcome.ERROR, Outcome.NON_FINITE):
@@ -126,7 +128,7 @@ class Desk:
     ) -> None:
         self.partition = partition
         self.entrance = entrance
-        self._admission = admission
+        self.admission = admission
         self._models = models
         self._limits = limits
         self._offenders = Offenders()
@@ -136,7 +138,7 @@ class Desk:
         """Uses other class limits from now on; what has been let in keeps its key and its deadline."""
         self._limits = limits
         self.entrance.change(limits)
-        self._admission.change(limits)
+        self.admission.change(limits)
 
     def note_failure(self, request: CheckedRequest, submission: Submission) -> None:
         """Remembers the inputs of a request that the model failed on. Before its slots are released."""
@@ -159,7 +161,7 @@ class Desk:
         Raises:
             RequestError: refused; nothing was taken and `answer` will not be called.
         """
-        self._admission.check_serving()
+        self.admission.check_serving()
         request = check(message, self._models, metadata_priority)
         class_index = request.priority.index
         limits = self._limits[class_index]
@@ -167,7 +169,7 @@ class Desk:
         model = request.model.index
         now_ns = _ring.now_ns()
         self._offenders.check(model, [payload.data for payload in request.payloads], now_ns)
-        self._admission.check(model, class_index, request.rows, deadline_ns, now_ns)
+        self.admission.check(model, class_index, request.rows, deadline_ns, now_ns)
 
         partition = self.partition
         plan = self._plan(request.model.signature, request.rows, request.outputs)

@@ -10,7 +10,8 @@ from scheduler.errors import DeadlineMissed, Overloaded, Unavailable
 from scheduler.forecast import REFRESH_NS, Forecasts
 from scheduler.partition import Outcome, Submission
 from scheduler.priority import ClassLimits, PriorityClass
-from server.admission import MAX_RETRY_S, MIN_RETRY_S, Admission
+from server import admission
+from server.admission import DELIVERY_DECAY, MAX_RETRY_S, MIN_RETRY_S, Admission
 from tests.server.world import FrontEnd, request
 
 MS = 1_000_000
@@ -19,6 +20,12 @@ HIGH = PriorityClass.REAL_TIME_TRADING
 MARKET = PriorityClass.MARKET_DATA_UPDATE
 LOW = PriorityClass.BACKGROUND_TASKS
 MakeFrontEnd = Callable[..., FrontEnd]
+
+
+@pytest.fixture(autouse=True)
+def no_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that predictions can be told to the nanosecond; the way back has tests of its own."""
+    monkeypatch.setattr(admission, "WAY_BACK_PART", 0.0)
 
 
 def limits_of(*queue_limits: int) -> list[ClassLimits]:
@@ -312,3 +319,45 @@ def test_full_comes_before_late(front_end: FrontEnd) -> None:
     forecast(front_end)
     with pytest.raises(Overloaded):
         Door(front_end, 1).check(2, in_ms=-1)
+
+
+@pytest.mark.parametrize(
+    ("part", "in_ms", "passes"), [(0.05, 2.2, True), (0.05, 2.1, False), (0.5, 4.1, True)]
+)
+def test_some_of_the_time_is_for_the_way_back(
+    front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch, part: float, in_ms: float, passes: bool
+) -> None:
+    """What would be done in 2 ms has to have a twentieth more than that, or what is set."""
+    monkeypatch.setattr(admission, "WAY_BACK_PART", part)
+    forecast(front_end)
+    door = Door(front_end)
+    if passes:
+        door.check(in_ms=in_ms)
+    else:
+        with pytest.raises(DeadlineMissed):
+            door.check(in_ms=in_ms)
+
+
+def test_the_way_back_never_takes_more_than_its_most(
+    front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of an hour would be too much."""
+    monkeypatch.setattr(admission, "WAY_BACK_PART", 0.9995)
+    forecast(front_end)
+    door = Door(front_end)
+    door.check(in_ms=2 + admission.WAY_BACK_MOST_NS / MS)
+    with pytest.raises(DeadlineMissed):
+        door.check(in_ms=1.9 + admission.WAY_BACK_MOST_NS / MS)
+
+
+def test_late_deliveries_count_until_they_are_forgotten(front_end: FrontEnd) -> None:
+    """A result that was taken back 5 ms after it was computed, and then prompt ones."""
+    forecast(front_end)
+    door = Door(front_end)
+    door.admission.delivered(5 * MS)
+    door.check(in_ms=7)
+    with pytest.raises(DeadlineMissed):
+        door.check(in_ms=6.9)
+    for _ in range(round(math.log(0.1) / math.log(DELIVERY_DECAY))):
+        door.admission.delivered(0)
+    door.check(in_ms=2.6)
