@@ -5,8 +5,6 @@ import os
 import sys
 from functools import partial
 
-import structlog
-
 from server import options
 from server.ports import PortInUse
 from server.probes import ProbeServer
@@ -17,8 +15,6 @@ from server.supervisor import Supervisor
 from server.telemetry import logs
 
 EXIT_MISUSE = 2
-
-log = structlog.get_logger()
 
 
 def main() -> None:
@@ -72,7 +68,7 @@ def _not_served_yet(settings: Settings) -> list[Problem]:
 async def _serve(settings: Settings, supervisor: Supervisor) -> int:
     probes = ProbeServer(settings.server.host, settings.server.http_port, supervisor)
     await probes.start()
-    log.info("status and probes", url=f"http://{settings.server.target(probes.port)}")
+    supervisor.status_url = f"http://{settings.server.target(probes.port)}/status"
     try:
         return await supervisor.run()
     finally:

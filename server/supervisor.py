@@ -100,6 +100,7 @@ class Supervisor:
         self._stopping = False
         self._stopped = asyncio.Event()
         self._exit_code = 0
+        self.status_url = ""  # told once ready, beside the target
         self._create_arena()
 
     # -- life of the service ------------------------------------------------------------------
@@ -312,6 +313,7 @@ class Supervisor:
                 target=self._settings.server.target(self.grpc_port),
                 models=[manifest.name for manifest in self._repository.manifests],
                 frontends=len(self._frontends),
+                status=self.status_url,
             )
 
     # -- hangs --------------------------------------------------------------------------------

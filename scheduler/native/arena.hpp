@@ -141,8 +141,8 @@ class Arena {
     return {waiting + in_batches, steps};
   }
 
-  // Completions that a front end has not taken back, over all engines; and how many it has taken back
-  // since its rings were last reset.
+  // Completions that a front end has not taken back, over all engines; and a count that changes
+  // when it takes some back.
   std::pair<std::uint64_t, std::uint64_t> frontend_progress(std::uint32_t frontend) const {
     std::uint64_t undelivered = 0, delivered = 0;
     for (std::uint32_t engine = 0; engine < layout_.dims.engines; ++engine) {
@@ -203,9 +203,10 @@ class Arena {
   }
 
   void reset_pair(std::uint32_t engine, std::uint32_t frontend) const {
+    // Positions never go back: an engine that goes on with other front ends looks at these lanes, empty
+    // since its discard(), and must not find between two stores what it has already dropped.
     auto reset = [](RingControl& control) {
-      control.head.store(0, std::memory_order_relaxed);
-      control.tail.store(0, std::memory_order_release);
+      control.head.store(control.tail.load(std::memory_order_acquire), std::memory_order_release);
     };
     for (std::uint32_t model = 0; model < layout_.dims.models; ++model) {
       for (std::uint32_t cls = 0; cls < kClasses; ++cls) {

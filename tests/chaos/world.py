@@ -43,7 +43,7 @@ class World:
         self.service = Service("--models", str(self._models), settings=SETTINGS)
         try:
             self.service.ready()
-            self._url: str = self.service.wait_for("status and probes")["url"]
+            self._url: str = self.service.wait_for("ready")["status"].removesuffix("/status")
             self._load = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.load", self.service.target, str(self._seed)],
                 stdin=subprocess.PIPE,

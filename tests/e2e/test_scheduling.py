@@ -212,8 +212,8 @@ def _first_output(ending: Ending) -> float:
 
 
 def _http_port(service: Service) -> int:
-    url: str = service.wait_for("status and probes")["url"]
-    return int(url.rpartition(":")[2])
+    url: str = service.wait_for("ready")["status"]
+    return int(url.removesuffix("/status").rpartition(":")[2])
 
 
 async def _admitted(service: Service, items: int) -> None:

@@ -49,7 +49,6 @@ REACHED = (
     *("front end died", "died in flight", "engine died"),
 )
 
-
 # Deaths empty the queues, so they are rare enough for something to be in them.
 rarely = st.sampled_from([False] * 3 + [True])
 frontends = st.integers(0, FRONTENDS - 1)
@@ -57,9 +56,8 @@ instances = st.integers(0, len(KINDS) - 1)
 picks = st.integers(0, 63)
 slacks = st.tuples(*[st.sampled_from([0, 1, 4, 8, 20, 100, 1000])] * _ring.CLASSES)
 faults = st.sampled_from([*[Fault.NONE] * 9, Fault.NAN, Fault.GUILTY, Fault.ONCE])
-cost_factors = st.sampled_from(
-    [1, 1, 1, 0, 4, 20, 60]
-)  # with the last, the search for who raised is cut short
+# With the last, the search for the guilty rows runs out of time.
+cost_factors = st.sampled_from([1, 1, 1, 0, 4, 20, 60])
 wishes = st.builds(
     Wish,
     frontend=frontends,
@@ -334,7 +332,7 @@ class ServiceMachine(RuleBasedStateMachine):
 
 
 def test_every_item_ends_once_whatever_happens() -> None:
-    """And the machine has seen every end, every refusal, and every death."""
+    """And the examples, together, have come to everything in `REACHED`."""
     seen = ServiceMachine.seen = Counter[str]()
     run_state_machine_as_test(
         ServiceMachine,
