@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ import uvloop
 from bench import heavy_model
 from client import Client, PredictionError, RetryPolicy
 from client.stream import MAX_IN_FLIGHT
+
+T = TypeVar("T")
 
 RESULT = "RESULT"
 UNFINISHED = "unfinished"
@@ -169,6 +171,27 @@ class Ticker:
         self._wake()
 
 
+async def send_on_time(upcoming: Iterator[tuple[float, T]], send: Callable[[float, T], None]) -> None:
+    """Calls `send` at each instant, time.monotonic() seconds, ascending; returns after the last."""
+    due = next(upcoming, None)
+    all_sent = asyncio.Event()
+
+    def send_due() -> None:
+        nonlocal due
+        while due is not None and due[0] <= time.monotonic():
+            send(*due)
+            due = next(upcoming, None)
+        if due is None:
+            all_sent.set()
+        else:
+            ticker.at(due[0])
+
+    ticker = Ticker(send_due)
+    send_due()
+    await all_sent.wait()
+    ticker.close()
+
+
 class Sender:
     """The calls of one flow."""
 
@@ -263,25 +286,9 @@ async def generate(
 
     start_s = time.monotonic() + _START_DELAY_S
     schedule = _schedule(rng, senders, start_s, duration_s)
-    upcoming = next(schedule, None)
-    ended = asyncio.Event()
-
-    def send_due() -> None:
-        nonlocal upcoming
-        while upcoming is not None and upcoming[0] <= time.monotonic():
-            upcoming[1].send(upcoming[0])
-            upcoming = next(schedule, None)
-        if upcoming is None:
-            ended.set()
-        else:
-            ticker.at(upcoming[0])
-
-    ticker = Ticker(send_due)
     for sender in senders:
         sender.start(start_s, start_s + duration_s)
-    send_due()
-    await ended.wait()
-    ticker.close()
+    await send_on_time(schedule, lambda due_s, sender: sender.send(due_s))
     await asyncio.sleep(max(0.0, start_s + duration_s - time.monotonic()))
     await asyncio.gather(*(sender.finish(linger_s) for sender in senders))
     _check_pace(senders)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import uvloop
 
-from bench.open_loop import Ticker
+from bench.open_loop import send_on_time
 from client import Client, RetryPolicy
 
 IN_FLIGHT = 32
@@ -97,23 +97,11 @@ async def _send_all(client: Client, call: Call, sends: list[tuple[float, str]]) 
     start_s = time.monotonic() + _START_DELAY_S
     upcoming = iter([(start_s + at_s, priority) for at_s, priority in sends])
     calls: list[asyncio.Task[None]] = []
-    due = next(upcoming, None)
-    all_sent = asyncio.Event()
 
-    def send_due() -> None:
-        nonlocal due
-        while due is not None and due[0] <= time.monotonic():
-            calls.append(asyncio.create_task(call(client, due[1])))
-            due = next(upcoming, None)
-        if due is None:
-            all_sent.set()
-        else:
-            ticker.at(due[0])
+    def send(_: float, priority: str) -> None:
+        calls.append(asyncio.create_task(call(client, priority)))
 
-    ticker = Ticker(send_due)
-    send_due()
-    await all_sent.wait()
-    ticker.close()
+    await send_on_time(upcoming, send)
     await asyncio.gather(*calls)
 
 
