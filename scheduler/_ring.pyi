@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy
+import numpy.typing
 from numpy.typing import NDArray
 
 
@@ -72,8 +73,6 @@ class Arena:
 
     def gather_inputs(self, slots: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], offset: int, into: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')]) -> None: ...
 
-    def scatter_outputs(self, slots: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], offset: int, rows: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None: ...
-
     def deadlines(self, slots: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], into: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu')]) -> None:
         """
         Copies the deadline (ns) of each slot; NO_DEADLINE: none. For the owner of the slots.
@@ -112,6 +111,17 @@ class Arena:
 
     def free_at_ns(self, engine: int) -> int:
         """When an instance is expected to be free; 0: one is."""
+
+class Scatter:
+    def __init__(self, arena: Arena, places: Sequence[tuple[str, int, int, int]]) -> None:
+        """
+        `places`: name, offset in the row, bytes of an item, and bytes of an element that must be finite (0: any) of each output.
+        """
+
+    def run(self, slots: numpy.typing.NDArray[numpy.uint32], outputs: Sequence[numpy.typing.NDArray[Any]], bucket: int, outcomes: numpy.typing.NDArray[numpy.uint8]) -> None:
+        """
+        Row i of each output, `[bucket, ...]`, to slots[i]; outcomes[i] is RESULT or NON_FINITE. ValueError or TypeError naming the output that does not fit; nothing is copied then.
+        """
 
 class FrontendPort:
     def __init__(self, arena: Arena, frontend: int, eventfd: int, engine_eventfds: Sequence[int]) -> None: ...

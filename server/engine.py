@@ -13,8 +13,9 @@ from scheduler import _ring
 from scheduler.arena import Arena
 from scheduler.clock import MonotonicClock
 from scheduler.dispatcher import Batch, Dispatcher
+from scheduler.executor.bisection import FailureExtent
 from scheduler.executor.cpu import CpuInstance
-from scheduler.executor.instance import FailureExtent, Instance
+from scheduler.executor.instance import Instance
 from scheduler.executor.runner import DeviceSettings, ModelUnusable, Runner, load_runner
 from scheduler.latency import LearnedLatency
 from server import collector, control, resources

@@ -219,7 +219,7 @@ class SchedulerTable(_Table):
     max_batch_size: Annotated[Whole, Field(ge=1, le=MAX_BATCH_SIZE)] = 64
     buckets: Annotated[tuple[Count, ...], AfterValidator(_up_to_max_batch_size)] = ()
     adaptive: bool = True
-    latency_budget_ms: Budget = 5.0
+    latency_budget_ms: Budget = 10.0
     bulk_quantum_ms: Budget = 10.0
     early_refusal: bool = True
     reserved_instances: Annotated[Whole, Field(ge=0, le=16)] = 0

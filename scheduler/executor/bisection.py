@@ -8,12 +8,12 @@ most rows have their results by then.
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from scheduler.clock import Clock
-from scheduler.executor.instance import FailureExtent
 from scheduler.executor.runner import DeviceLost
 from scheduler.partition import Outcome
 
@@ -28,6 +28,23 @@ BUDGET_NS = 50_000_000
 
 Positions = npt.NDArray[np.intp]
 Outcomes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureExtent:
+    """What became of a batch that raised. Its other rows have results.
+
+    Attributes:
+        guilty: rows that raised by themselves.
+        undecided: rows that failed because the search for the guilty ones ended before it came to them.
+        expired: rows whose deadline passed before they could be run again.
+        runs: how many parts of the batch were run.
+    """
+
+    guilty: int
+    undecided: int
+    expired: int
+    runs: int
 
 
 def most_runs(rows: int) -> int:

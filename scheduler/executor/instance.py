@@ -1,14 +1,63 @@
-"""An execution slot of a device: takes a batch from the slots through the model and back."""
+"""An execution slot of a device: takes a batch from the slots through the model and back.
 
+What every kind of instance does with a batch is here, how rows pass through its device in `cpu` and `cuda`.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
-from scheduler.dispatcher import Batch
+import numpy as np
+import numpy.typing as npt
+
+from scheduler import _ring
+from scheduler.arena import Arena
+from scheduler.clock import Clock
+from scheduler.dispatcher import Batch, Dispatcher
+from scheduler.executor.bisection import FailureExtent, Outcomes, bisect
+from scheduler.executor.runner import Array, DeviceLost, ModelUnusable
+from scheduler.signature import ModelSignature, TensorSpec
+
+Slots = npt.NDArray[np.uint32]
+# Told once about a batch that raised, before its slots go back: (batch, its first error, extent).
+FailureReport = Callable[[Batch, Exception, FailureExtent], None]
 
 
-class Instance(Protocol):
+class Passage(NamedTuple):
+    """Rows that have been through the model, their outputs in their slots.
+
+    Attributes:
+        start_ns: when the model started.
+        end_ns: when its outputs were ready.
+        outcomes: uint8 `[n]`, an `Outcome` per slot; good until the next passage of the instance.
+        in_parts: the rows did not run as one batch, so this says nothing about how long one takes.
+    """
+
+    start_ns: int
+    end_ns: int
+    outcomes: Outcomes
+    in_parts: bool = False
+
+
+class Instance(ABC):
     """One execution slot with buffers of its own. Used by one thread."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        dispatcher: Dispatcher,
+        signatures: Sequence[ModelSignature],
+        max_batch: int,
+        clock: Clock,
+        on_failure: FailureReport,
+    ) -> None:
+        self._native = arena.native
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._on_failure = on_failure
+        self._outcomes = np.empty(max_batch, dtype=np.uint8)
+        self._scatters = [_scatter_of(arena, signature) for signature in signatures]
+        self._warm: list[Sequence[int]] = [()] * len(signatures)
 
     def run(self, batch: Batch) -> None:
         """Runs a batch and hands its slots back, once, whatever the model does.
@@ -18,8 +67,19 @@ class Instance(Protocol):
         Raises:
             DeviceLost: nothing was handed back, and this process cannot compute any more.
         """
-        ...
+        began_ns = self._clock.now_ns()
+        try:
+            start_ns, end_ns, outcomes, in_parts = self._pass(batch.model, batch.slots, batch.bucket)
+        except DeviceLost:
+            raise
+        except Exception as error:  # the model's own, of any kind: the rows to blame fail, the engine goes on
+            outcomes, extent = self._bisect(batch)
+            start_ns, end_ns, in_parts = began_ns, self._clock.now_ns(), True
+            self._forget(batch.model, batch.bucket)
+            self._on_failure(batch, error, extent)
+        self._dispatcher.complete(batch, outcomes, start_ns, end_ns, in_parts=in_parts)
 
+    @abstractmethod
     def warm_up(self, model: int, buckets: Sequence[int], rounds: int) -> dict[int, int]:
         """Runs every bucket and measures it.
 
@@ -29,25 +89,76 @@ class Instance(Protocol):
         Raises:
             ModelUnusable: the model raises, or its outputs are not what its manifest says.
         """
-        ...
+
+    @abstractmethod
+    def _pass(self, model: int, slots: Slots, bucket: int, *, pad: bool = False) -> Passage:
+        """Gathers the rows of these slots, runs the model on them, scatters its outputs to the same slots.
+
+        Args:
+            pad: fill the rows past the last slot with zeros, which the model was warmed up on. Otherwise
+                they hold what an earlier batch left there.
+
+        Raises:
+            DeviceLost: it is the device's fault.
+            Exception: whatever the model raises on these rows.
+        """
+
+    @abstractmethod
+    def _forget(self, model: int, bucket: int) -> None:
+        """A row that made the model raise must not come back as the padding of a later batch."""
+
+    def _scatter(self, model: int, slots: Slots, bucket: int, outputs: Sequence[Array]) -> Outcomes:
+        outcomes = self._outcomes[: len(slots)]
+        self._scatters[model].run(slots, outputs, bucket, outcomes)
+        return outcomes
+
+    def _bisect(self, batch: Batch) -> tuple[Outcomes, FailureExtent]:
+        """The rows are still in their slots: each part is gathered from there again."""
+        deadlines_ns = np.empty(len(batch.slots), np.uint64)
+        self._native.deadlines(batch.slots, deadlines_ns)
+
+        def run_part(positions: npt.NDArray[np.intp]) -> Outcomes:
+            bucket = self._bucket_for(batch, len(positions))
+            return self._pass(batch.model, batch.slots[positions], bucket, pad=True).outcomes
+
+        return bisect(deadlines_ns, run_part, self._clock)
+
+    def _bucket_for(self, batch: Batch, count: int) -> int:
+        """The smallest size that was warmed up and holds `count` rows; where none was, the batch's own."""
+        return min((b for b in self._warm[batch.model] if b >= count), default=batch.bucket)
 
 
-@dataclass(frozen=True, slots=True)
-class FailureExtent:
-    """What became of a batch that raised. Its other rows have results.
-
-    Attributes:
-        guilty: rows that raised by themselves.
-        undecided: rows that failed because the search for the guilty ones ended before it came to them.
-        expired: rows whose deadline passed before they could be run again.
-        runs: how many parts of the batch were run.
-    """
-
-    guilty: int
-    undecided: int
-    expired: int
-    runs: int
+def item_rows(array: Array, spec: TensorSpec) -> Array:
+    """An array `[n, *shape]` as bytes, one row per item: uint8 `[n, item_bytes]`, no copy."""
+    return array.reshape(len(array), -1).view(np.uint8).reshape(len(array), spec.item_bytes)
 
 
-# Told once about a batch that raised, before its slots go back: (batch, its first error, extent).
-FailureReport = Callable[[Batch, Exception, FailureExtent], None]
+def check_outputs(signature: ModelSignature, outputs: Sequence[Array], bucket: int) -> None:
+    """Raises ModelUnusable when a model's outputs are not what its manifest says."""
+    if len(outputs) != len(signature.outputs):
+        raise ModelUnusable(
+            f"{signature.name} returns {len(outputs)} outputs, its manifest names {len(signature.outputs)}"
+        )
+    for spec, output in zip(signature.outputs, outputs, strict=True):
+        wanted = (bucket, *spec.shape)
+        if output.shape != wanted or output.dtype != spec.data_type.dtype:
+            raise ModelUnusable(
+                f"{signature.name} returns {spec.name} as {output.dtype} {list(output.shape)}, "
+                f"its manifest says {spec.data_type.dtype} {list(wanted)}"
+            )
+
+
+def _scatter_of(arena: Arena, signature: ModelSignature) -> _ring.Scatter:
+    must_be_finite = signature.finite_outputs
+    return _ring.Scatter(
+        arena.native,
+        [
+            (
+                spec.name,
+                offset,
+                spec.item_bytes,
+                spec.data_type.itemsize if must_be_finite and spec.data_type.is_float else 0,
+            )
+            for spec, offset in zip(signature.outputs, signature.output_offsets, strict=True)
+        ],
+    )

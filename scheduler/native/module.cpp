@@ -1,9 +1,12 @@
 // Python's view of the arena: converts types, nothing else.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "ports.hpp"
+#include "rows.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -16,12 +19,18 @@ using Slots = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::de
 using Instants = nb::ndarray<std::uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Outcomes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using ConstRows = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using MutableOutcomes = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using AnyRows = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 
 // Keeps the buffer alive for as long as anything points into it.
 struct PyArena {
   Buffer buffer;
   tickring::Arena arena;
+};
+
+struct PyScatter {
+  PyArena arena;
+  tickring::Scatter scatter;
 };
 
 tickring::Dimensions dimensions(std::uint32_t frontends, std::uint32_t engines, std::uint32_t models,
@@ -37,30 +46,57 @@ tickring::Dimensions dimensions(std::uint32_t frontends, std::uint32_t engines, 
   return dims;
 }
 
-// Rows move while other threads of the engine compute, so these run without the GIL.
-void check_rows(const tickring::Arena& arena, const Slots& slots, std::size_t rows, std::size_t row_bytes,
-                std::uint64_t offset, std::uint64_t room) {
-  tickring::Layout::check("rows", rows, slots.size(), std::numeric_limits<std::uint64_t>::max());
-  tickring::Layout::check("offset", offset, 0, room);  // first, so that the next line cannot wrap
-  tickring::Layout::check("offset + row bytes", offset + row_bytes, 0, room);
-  for (std::size_t i = 0; i < slots.size(); ++i) {
-    tickring::Layout::check("slot", slots.data()[i], 0, arena.layout().slots() - 1);
-  }
-}
-
+// Rows move while other threads of the engine compute, so this runs without the GIL.
 void gather_inputs(const PyArena& self, const Slots& slots, std::uint64_t offset, const Rows& into) {
   const std::size_t row_bytes = into.shape(1);
-  check_rows(self.arena, slots, into.shape(0), row_bytes, offset, self.arena.layout().dims.input_row_bytes);
+  tickring::Layout::check("rows", into.shape(0), slots.size(), std::numeric_limits<std::uint64_t>::max());
+  tickring::check_place(offset, row_bytes, self.arena.layout().dims.input_row_bytes);
+  tickring::check_slots(self.arena, slots.data(), slots.size());
   for (std::size_t i = 0; i < slots.size(); ++i) {
     std::memcpy(into.data() + i * row_bytes, self.arena.input_row(slots.data()[i]) + offset, row_bytes);
   }
 }
 
-void scatter_outputs(const PyArena& self, const Slots& slots, std::uint64_t offset, const ConstRows& from) {
-  const std::size_t row_bytes = from.shape(1);
-  check_rows(self.arena, slots, from.shape(0), row_bytes, offset, self.arena.layout().dims.output_row_bytes);
-  for (std::size_t i = 0; i < slots.size(); ++i) {
-    std::memcpy(self.arena.output_row(slots.data()[i]) + offset, from.data() + i * row_bytes, row_bytes);
+// Below this many bytes a copy is over before another thread has taken the GIL, and to get it back from one
+// that computes in Python takes milliseconds.
+constexpr std::uint64_t kCopyWithGil = 256 << 10;
+
+void scatter(const PyScatter& self, const Slots& slots, const nb::sequence& outputs,
+             std::uint32_t bucket, const MutableOutcomes& outcomes) {
+  const auto& places = self.scatter.places();
+  tickring::Layout::check("bucket", bucket, slots.size(), std::numeric_limits<std::uint32_t>::max());
+  tickring::Layout::check("outcomes", outcomes.size(), slots.size(), std::numeric_limits<std::uint64_t>::max());
+  tickring::Layout::check("outputs", nb::len(outputs), places.size(), places.size());
+  tickring::check_slots(self.arena.arena, slots.data(), slots.size());
+  std::vector<AnyRows> arrays;  // keeps them alive
+  std::vector<const std::uint8_t*> rows;
+  arrays.reserve(places.size());
+  rows.reserve(places.size());
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    AnyRows array;
+    if (!nb::try_cast<AnyRows>(outputs[i], array, false)) {
+      throw nb::type_error((places[i].name + " is no contiguous array in host memory").c_str());
+    }
+    // Also where enough are left: whose row is missing, nobody knows.
+    if (array.ndim() == 0 || array.shape(0) != bucket) {
+      const std::size_t count = array.ndim() == 0 ? 0 : array.shape(0);
+      throw nb::value_error((places[i].name + " has " + std::to_string(count) + " rows, the batch has " +
+                             std::to_string(bucket)).c_str());
+    }
+    if (array.nbytes() != places[i].item_bytes * bucket) {
+      throw nb::value_error((places[i].name + " has " + std::to_string(array.nbytes()) + " bytes, allowed is " +
+                             std::to_string(places[i].item_bytes * bucket)).c_str());
+    }
+    rows.push_back(static_cast<const std::uint8_t*>(array.data()));
+    arrays.push_back(std::move(array));
+    bytes += places[i].item_bytes * slots.size();
+  }
+  if (bytes < kCopyWithGil) {
+    self.scatter.run(slots.data(), slots.size(), rows, outcomes.data());
+  } else {
+    nb::gil_scoped_release released;
+    self.scatter.run(slots.data(), slots.size(), rows, outcomes.data());
   }
 }
 
@@ -78,9 +114,7 @@ void check_model(const PyArena& self, std::uint32_t model) {
 
 void copy_deadlines(const PyArena& self, const Slots& slots, const Instants& into) {
   tickring::Layout::check("into", into.size(), slots.size(), slots.size());
-  for (std::size_t i = 0; i < slots.size(); ++i) {
-    tickring::Layout::check("slot", slots.data()[i], 0, self.arena.layout().slots() - 1);
-  }
+  tickring::check_slots(self.arena, slots.data(), slots.size());
   for (std::size_t i = 0; i < slots.size(); ++i) into.data()[i] = self.arena.slot(slots.data()[i]).deadline_ns;
 }
 
@@ -225,8 +259,6 @@ NB_MODULE(_ring, m) {
            })
       .def("gather_inputs", &gather_inputs, "slots"_a.noconvert(), "offset"_a, "into"_a.noconvert(),
            nb::call_guard<nb::gil_scoped_release>())
-      .def("scatter_outputs", &scatter_outputs, "slots"_a.noconvert(), "offset"_a, "rows"_a.noconvert(),
-           nb::call_guard<nb::gil_scoped_release>())
       .def("deadlines", &copy_deadlines, "slots"_a.noconvert(), "into"_a.noconvert(),
            "Copies the deadline (ns) of each slot; NO_DEADLINE: none. For the owner of the slots.")
       .def("engine_stats", &engine_stats,
@@ -280,6 +312,28 @@ NB_MODULE(_ring, m) {
             return count_of(self.arena.free_at(engine));
           },
           "engine"_a, "When an instance is expected to be free; 0: one is.");
+
+  nb::class_<PyScatter>(m, "Scatter")
+      .def(
+          "__init__",
+          [](PyScatter* self, const PyArena& arena,
+             const std::vector<std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint32_t>>& places) {
+            std::vector<tickring::OutputPlace> list;
+            for (const auto& [name, offset, item_bytes, float_bytes] : places) {
+              list.push_back({name, offset, item_bytes, float_bytes});
+            }
+            new (self) PyScatter{arena, tickring::Scatter(arena.arena, std::move(list))};
+          },
+          "arena"_a, "places"_a,
+          "`places`: name, offset in the row, bytes of an item, and bytes of an element that must be finite (0: "
+          "any) of each output.")
+      .def(
+          "run", &scatter, "slots"_a.noconvert(), "outputs"_a, "bucket"_a, "outcomes"_a.noconvert(),
+          nb::sig("def run(self, slots: numpy.typing.NDArray[numpy.uint32], outputs: "
+                  "collections.abc.Sequence[numpy.typing.NDArray[typing.Any]], bucket: int, outcomes: "
+                  "numpy.typing.NDArray[numpy.uint8]) -> None"),
+          "Row i of each output, `[bucket, ...]`, to slots[i]; outcomes[i] is RESULT or NON_FINITE. ValueError "
+          "or TypeError naming the output that does not fit; nothing is copied then.");
 
   nb::class_<tickring::FrontendPort>(m, "FrontendPort")
       .def(

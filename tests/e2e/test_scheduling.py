@@ -99,8 +99,9 @@ async def test_what_cannot_be_done_in_time_is_refused_at_the_door(bundled: Servi
 
 async def test_bulk_that_is_held_back_ends_at_once_when_cancelled(launch: Launch) -> None:
     """Far more bulk than its slack has room for: held at the entrance, cancelled there, all books closed."""
-    # However slowly this machine goes, the engine that the test pauses shall not be taken for one that hangs.
-    settings = {"TICKRING_SERVER__MAX_IN_FLIGHT_PER_STREAM": "1000", "TICKRING_EXECUTOR__STALL_TIMEOUT_S": "60"}
+    # However slow the machine: the engine that the test pauses shall not be taken for one that hangs.
+    settings = {"TICKRING_EXECUTOR__STALL_TIMEOUT_S": "60"}
+    settings["TICKRING_SERVER__MAX_IN_FLIGHT_PER_STREAM"] = "1000"
     service = launch(settings=BUNDLED | settings).ready()
     port = _http_port(service)
     async with grpc.aio.insecure_channel(service.target) as channel:
@@ -111,9 +112,9 @@ async def test_bulk_that_is_held_back_ends_at_once_when_cancelled(launch: Launch
             assert (sequence, marker.code) == (0, Code.INVALID_ARGUMENT)
             assert 1 <= _queued_bulk(port) < 900, "the lanes hold no more bulk than is taken within its slack"
             stream.call.cancel()
-            # What was held has ended though the engine stands still. Its account lets some into the lanes until
-            # the cancellation arrives, so the lanes are counted after it, not before.
-            await _until(lambda: books(port)["frontends"][0]["ended"]["cancelled"] + _queued_bulk(port) >= 900)
+            # What was held has ended though the engine stands still. Its account lets some into the lanes
+            # until the cancellation arrives, so the lanes are counted after it, not before.
+            await _until(lambda: _cancelled(port) + _queued_bulk(port) >= 900)
             assert _queued_bulk(port) < 900
         await _until(lambda: books(port)["frontends"][0]["open"] == 0)
     ended = books(port)["frontends"][0]["ended"]
@@ -124,6 +125,11 @@ async def test_bulk_that_is_held_back_ends_at_once_when_cancelled(launch: Launch
 def _queued_bulk(port: int) -> int:
     """Items of the class batch_processing in the lanes of the bundled model."""
     return int(books(port)["engines"][0]["models"]["sp500_direction"]["queued"]["batch_processing"])
+
+
+def _cancelled(port: int) -> int:
+    """Items that ended so at the one front end."""
+    return int(books(port)["frontends"][0]["ended"]["cancelled"])
 
 
 async def test_engine_that_hangs_is_replaced(launch: Launch) -> None:

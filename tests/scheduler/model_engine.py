@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from scheduler import _ring
 from scheduler.dispatcher import Batch, Dispatcher
+from scheduler.executor.bisection import FailureExtent
 from scheduler.executor.cpu import CpuInstance
 from scheduler.executor.fake import FakeRunner
-from scheduler.executor.instance import FailureExtent
 from scheduler.executor.runner import Array, DeviceLost
 from scheduler.latency import LearnedLatency
 from scheduler.partition import Outcome

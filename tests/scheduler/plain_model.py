@@ -11,8 +11,7 @@ from typing import Any
 from scheduler import _ring
 from scheduler.clock import VirtualClock
 from scheduler.dispatcher import Batch
-from scheduler.executor.bisection import BUDGET_NS, most_runs
-from scheduler.executor.instance import FailureExtent
+from scheduler.executor.bisection import BUDGET_NS, FailureExtent, most_runs
 from scheduler.partition import Outcome, Submission
 
 FRONTENDS = 2

@@ -10,9 +10,9 @@ from scheduler import _ring
 from scheduler.arena import Arena, Dimensions
 from scheduler.clock import VirtualClock
 from scheduler.dispatcher import Batch, Dispatcher
+from scheduler.executor.bisection import FailureExtent
 from scheduler.executor.cpu import CpuInstance
 from scheduler.executor.fake import FakeRunner
-from scheduler.executor.instance import FailureExtent
 from scheduler.executor.runner import Runner
 from scheduler.latency import LearnedLatency
 from scheduler.partition import Outcome, Partition, Submission

@@ -97,7 +97,7 @@ def test_settings_are_frozen() -> None:
 
 def test_each_layer_wins_over_those_below_it(load: Load) -> None:
     """Adding one layer at a time, the same setting follows the newest."""
-    assert Settings().scheduler.latency_budget_ms == 5.0
+    assert Settings().scheduler.latency_budget_ms == 10.0
     layers: dict[str, Any] = {"profile": "off_hours"}
     found = [load(**layers).scheduler.latency_budget_ms]
     for name, layer in (

@@ -11,8 +11,8 @@ from scheduler import _ring
 from scheduler.arena import Arena, Dimensions
 from scheduler.clock import VirtualClock
 from scheduler.dispatcher import Batch, Dispatcher
+from scheduler.executor.bisection import FailureExtent
 from scheduler.executor.cpu import CpuInstance
-from scheduler.executor.instance import FailureExtent
 from scheduler.executor.runner import Array, Runner
 from scheduler.latency import LearnedLatency
 from scheduler.partition import Outcome, Partition, Submission

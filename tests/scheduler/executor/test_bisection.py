@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from scheduler import _ring
 from scheduler.clock import VirtualClock
-from scheduler.executor.bisection import MOST_GUILTY, Outcomes, Positions, bisect, most_runs
-from scheduler.executor.instance import FailureExtent
+from scheduler.executor.bisection import MOST_GUILTY, FailureExtent, Outcomes, Positions, bisect, most_runs
 from scheduler.executor.runner import DeviceLost
 from scheduler.partition import Outcome
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from scheduler.executor.bisection import BUDGET_NS
+from scheduler.executor.bisection import BUDGET_NS, FailureExtent
 from scheduler.executor.fake import FakeRunner
-from scheduler.executor.instance import FailureExtent
 from scheduler.executor.runner import Array, DeviceLost, ModelUnusable
 from scheduler.latency import WINDOW
 from scheduler.partition import Outcome

@@ -5,6 +5,7 @@ import os
 import select
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -89,3 +90,7 @@ class NativeWorld:
         """Completes slots, with RESULT if not said otherwise."""
         outcomes = [RESULT] * len(slots) if outcomes is None else outcomes
         self.engine.complete(np.array(slots, np.uint32), np.array(outcomes, np.uint8), 0, 0, 0, 1, len(slots))
+
+
+def uint32(*values: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    return np.array(values, np.uint32)

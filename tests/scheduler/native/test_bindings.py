@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from scheduler import _ring
-from tests.scheduler.native.native_world import ENGINE, ERROR, RESULT, NativeWorld, is_readable
+from tests.scheduler.native.native_world import ENGINE, ERROR, RESULT, NativeWorld, is_readable, uint32
 
 MS = 1_000_000
 LONG_NS = 20_000 * MS
@@ -32,10 +32,6 @@ DIMENSIONS = {
 
 def pages(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.frombuffer(mmap.mmap(-1, size), np.uint8)
-
-
-def uint32(*values: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    return np.array(values, np.uint32)
 
 
 @pytest.mark.parametrize(
@@ -273,83 +269,6 @@ def test_look_reports_each_class_that_waits(native: NativeWorld) -> None:
     native.ports[1].push(ENGINE, 0, 3, [4], 60, 10, 70, 1, False)
     native.ports[1].push(ENGINE, 0, 1, [5], 40, 40, 80, 2, False)
     assert native.engine.look() == [(0, 1, 1, 40, 40, 80), (0, 3, 3, 50, 10, 70)]
-
-
-def rows_of(native: NativeWorld, slab: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return native.buffer[slab : slab + 8 * 64].reshape(8, 64)
-
-
-def test_gather_copies_the_named_rows_from_the_offset(native: NativeWorld) -> None:
-    """Row i of the result is that of slots[i]; rows of the array past the slots stay as they are."""
-    inputs = rows_of(native, native.arena.input_slab)
-    inputs[:] = np.arange(8 * 64).reshape(8, 64) % 251
-    into = np.full((4, 10), 255, np.uint8)
-    native.arena.gather_inputs(uint32(5, 0, 5), 54, into)
-    np.testing.assert_array_equal(into[:3], inputs[[5, 0, 5], 54:])
-    assert (into[3] == 255).all()
-
-
-def test_scatter_writes_the_named_rows_at_the_offset_and_nothing_else(native: NativeWorld) -> None:
-    """A read-only source will do."""
-    outputs = rows_of(native, native.arena.output_slab)
-    expected = outputs.copy()
-    rows = np.arange(1, 21, dtype=np.uint8).reshape(2, 10)
-    rows.flags.writeable = False
-    expected[[7, 2], 54:] = rows
-    native.arena.scatter_outputs(uint32(7, 2), 54, rows)
-    np.testing.assert_array_equal(outputs, expected)
-    assert not rows_of(native, native.arena.input_slab).any()
-
-
-@pytest.mark.parametrize(
-    ("slots", "offset", "shape", "message"),
-    [
-        ((0, 1), 0, (1, 8), "rows is 1, allowed is 2"),
-        ((0,), 0, (1, 65), r"offset \+ row bytes is 65, allowed is 0 to 64"),
-        ((0,), 60, (1, 5), r"offset \+ row bytes is 65, allowed is 0 to 64"),
-        ((0,), 65, (1, 0), "offset is 65, allowed is 0 to 64"),
-        ((0,), 2**64 - 4, (1, 8), "offset is 18446744073709551612, allowed is 0 to 64"),
-        ((7, 8), 0, (2, 8), "slot is 8, allowed is 0 to 7"),
-    ],
-)
-def test_rows_that_do_not_fit_are_refused_before_any_is_copied(
-    native: NativeWorld, slots: tuple[int, ...], offset: int, shape: tuple[int, int], message: str
-) -> None:
-    """The offset that wraps around 64 bits too."""
-    native.buffer[native.arena.input_slab :] = 9
-    rows = np.zeros(shape, np.uint8)
-    with pytest.raises(ValueError, match=message):
-        native.arena.gather_inputs(uint32(*slots), offset, rows)
-    assert not rows.any()
-    with pytest.raises(ValueError, match=message):
-        native.arena.scatter_outputs(uint32(*slots), offset, rows)
-    assert (native.buffer[native.arena.input_slab :] == 9).all()
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        np.zeros((1, 8), np.float32),
-        np.zeros((1, 8), np.int8),
-        np.zeros(8, np.uint8),
-        np.zeros((1, 16), np.uint8)[:, ::2],
-        np.zeros((8, 2), np.uint8).T,
-    ],
-    ids=["float32", "int8", "1d", "strided", "transposed"],
-)
-def test_rows_that_would_need_a_copy_are_refused(native: NativeWorld, rows: Any) -> None:
-    """Gathering into a converted copy would lose the rows without a word."""
-    with pytest.raises(TypeError):
-        native.arena.gather_inputs(uint32(0), 0, rows)
-    with pytest.raises(TypeError):
-        native.arena.scatter_outputs(uint32(0), 0, rows)
-
-
-def test_gather_refuses_a_read_only_destination(native: NativeWorld) -> None:
-    rows = np.zeros((1, 8), np.uint8)
-    rows.flags.writeable = False
-    with pytest.raises(TypeError):
-        native.arena.gather_inputs(uint32(0), 0, rows)
 
 
 def test_each_port_keeps_the_memory_alive(native: NativeWorld) -> None:

@@ -66,7 +66,8 @@ def take_questions(world: NativeWorld) -> tuple[list[int], Counter[int]]:
     questions = np.empty((len(slots), 2), np.uint32)
     world.arena.gather_inputs(np.array(slots, np.uint32), 0, questions.view(np.uint8))
     answers = (questions[:, :1] * 100 + questions[:, 1:]).astype(np.uint32)
-    world.arena.scatter_outputs(np.array(slots, np.uint32), 0, answers.view(np.uint8))
+    scatter = _ring.Scatter(world.arena, [("answer", 0, 4, 0)])
+    scatter.run(np.array(slots, np.uint32), [answers], len(slots), np.empty(len(slots), np.uint8))
     return slots, Counter(questions[:, 0].tolist())
 
 
