@@ -203,8 +203,14 @@ class Dispatcher:
         for done in finished:
             done()
 
-    def warm(self) -> None:
-        """Takes up what warm-up has measured. After `latency` is seeded, before the first batch."""
+    def warm(self, plans: Sequence[BatchPlan] | None = None) -> None:
+        """Takes up what warm-up has measured. After `latency` is seeded, before the first batch.
+
+        `plans`: others than those until now, where not every bucket fits the device.
+        """
+        if plans is not None:
+            self._plans = plans
+            self.targets = TargetSizes(plans, self._latency)
         self.targets.restart()
         for model in range(len(self._plans)):
             self._publish(model, self._clock.now_ns())
@@ -217,6 +223,11 @@ class Dispatcher:
     def shrink_targets(self, steps: int) -> None:
         """Pressure on host or device: adaptive targets are this many buckets smaller. From any thread."""
         self._requests.append(lambda: self._shrink(steps))
+        self._port.wake()
+
+    def limit_batches(self, model: int, largest: int | None) -> None:
+        """No batch of this model is larger from now on; None: no limit any more. From any thread."""
+        self._requests.append(lambda: self._limit(model, largest))
         self._port.wake()
 
     def discard(self, frontend: int, done: Callable[[], None]) -> None:
@@ -316,6 +327,10 @@ class Dispatcher:
     def _shrink(self, steps: int) -> None:
         with self._ledger:  # a completion may be updating them
             self.targets.shrink(steps)
+
+    def _limit(self, model: int, largest: int | None) -> None:
+        with self._ledger:
+            self.targets.limit(model, largest)
 
     def _replan(self, plans: Sequence[BatchPlan]) -> None:
         self._plans = plans

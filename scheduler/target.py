@@ -2,7 +2,7 @@
 
 The largest bucket predicted to fit the latency budget. Two things keep it from fluttering: a bucket is
 entered only with some room to spare, and left only when it no longer fits. Pressure on the host or on the
-device may only shrink it, bucket by bucket.
+device may only shrink it, bucket by bucket; a limit, such as memory that ran out, holds in any case.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ class TargetSizes:
         self._plans = plans
         self._latency = latency
         self._steps_down = 0
+        self._largest: dict[int, int] = {}
         # Positions in the plans' buckets, before pressure.
         self._at = [0] * len(plans)
         self.sizes = [plan.buckets[0] for plan in plans]
@@ -51,6 +52,14 @@ class TargetSizes:
         for model in range(len(self._plans)):
             self._set(model)
 
+    def limit(self, model: int, largest: int | None) -> None:
+        """Whatever fits the budget, no batch of this model is larger from now on; None: no limit."""
+        if largest is None:
+            self._largest.pop(model, None)
+        else:
+            self._largest[model] = largest
+        self._set(model)
+
     def _fits(self, model: int, at: int, part: float) -> bool:
         plan = self._plans[model]
         return (
@@ -61,4 +70,5 @@ class TargetSizes:
     def _set(self, model: int) -> None:
         plan = self._plans[model]
         steps = self._steps_down if plan.budget_ns is not None else 0
-        self.sizes[model] = plan.buckets[max(0, self._at[model] - steps)]
+        size = plan.buckets[max(0, self._at[model] - steps)]
+        self.sizes[model] = min(size, self._largest.get(model, size))

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def test_lost_engine_ends_everything_once(world: World) -> None:
     world.submit("computing", rows=[1.0, 2.0])
     assert isinstance(world.dispatcher.poll(), Batch)
     world.submit("queued")
-    world.partition.lose_engine()
+    world.partition.lose_engine(0)
     assert {name: answer.outcome for name, answer in world.answers.items()} == {
         "done": Outcome.RESULT,
         "computing": Outcome.LOST,
@@ -432,3 +433,32 @@ def test_a_leader_that_sleeps_takes_up_other_plans(make_world: Callable[..., Wor
     world.dispatcher.replan([BatchPlan((1, 2), (0,) * 5, None)])
     leader.join(timeout=10)
     assert [len(batch.slots) for batch in batches if batch] == [1]
+
+
+def test_no_batch_is_larger_than_a_limit(world: World) -> None:
+    """From the next decision on, until the limit goes."""
+
+    def sizes() -> list[int]:
+        for index in range(8):
+            world.submit(f"{len(world.answers)}-{index}", [1.0])
+        taken = []
+        while (batch := world.dispatcher.next_batch()) is not None:
+            taken.append(len(batch.slots))
+            world.instance.run(batch)
+            world.partition.drain()
+            if sum(taken) == 8:
+                return taken
+        raise AssertionError
+
+    assert sizes() == [8]
+    world.dispatcher.limit_batches(0, 2)
+    assert sizes() == [2, 2, 2, 2]
+    world.dispatcher.limit_batches(0, None)
+    assert sizes() == [8]
+
+
+def test_sizes_that_warm_up_found_too_large_are_not_run(world: World) -> None:
+    world.dispatcher.warm([replace(EAGER, buckets=(1, 2, 4))])
+    for index in range(8):
+        world.submit(str(index), [1.0])
+    assert [len(batch.slots) for batch in world.run_all()] == [4, 4]

@@ -160,3 +160,19 @@ def test_pressure_is_shared_by_all_adaptive_models() -> None:
     sizes = TargetSizes([plan(), plan(None), plan()], latency)
     sizes.shrink(2)
     assert sizes.sizes == [4, 16, 4]
+
+
+def test_a_limit_holds_whatever_fits() -> None:
+    """Also where the size is fixed; and it goes away again."""
+    for budget_ns in (None, 1_000_000_000):
+        plan = BatchPlan((1, 2, 4, 8), (0,) * 5, budget_ns)
+        latency = LearnedLatency()
+        latency.seed(0, {1: 1, 2: 2, 4: 4, 8: 8})
+        targets = TargetSizes([plan], latency)
+        assert targets.sizes == [8]
+        targets.limit(0, 2)
+        assert targets.sizes == [2]
+        targets.update(0)
+        assert targets.sizes == [2]
+        targets.limit(0, None)
+        assert targets.sizes == [8]

@@ -1,9 +1,10 @@
-"""One model between slots and outputs: a partition, a dispatcher and a CPU instance in one thread."""
+"""One model between slots and outputs: a partition, a dispatcher and an instance in one thread."""
 
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from scheduler.clock import VirtualClock
 from scheduler.dispatcher import Batch, Dispatcher
 from scheduler.executor.bisection import FailureExtent
 from scheduler.executor.cpu import CpuInstance
+from scheduler.executor.instance import Instance
 from scheduler.executor.runner import Array, Runner
 from scheduler.latency import LearnedLatency
 from scheduler.partition import Outcome, Partition, Submission
@@ -65,7 +67,10 @@ class Passage:
         plan = BatchPlan(buckets, (0,) * _ring.CLASSES, None)
         self.latency = LearnedLatency()
         self.dispatcher = Dispatcher(port, [plan], self.latency, self.clock)
-        self.instance = CpuInstance(
+        self.instance = self.make_instance(runner, buckets)
+
+    def make_instance(self, runner: Runner, buckets: tuple[int, ...]) -> Instance:
+        return CpuInstance(
             self.arena,
             self.dispatcher,
             [runner],
@@ -74,7 +79,7 @@ class Passage:
             lambda *failure: self.failures.append(failure),
         )
 
-    def __enter__(self) -> "Passage":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
