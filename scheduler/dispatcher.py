@@ -150,6 +150,8 @@ class Dispatcher:
 
     def poll(self, *, reserved: bool = False, spare: bool = False) -> Batch | WaitUntil:
         """One decision, without waiting. Only by the holder of the turn, or in a test."""
+        while self._requests:
+            self._requests.popleft()()
         now_ns = self._clock.now_ns()
         while True:
             backlog = [ClassBacklog(*waiting) for waiting in self._port.look()]
@@ -247,8 +249,6 @@ class Dispatcher:
     def _lead(self, reserved: bool) -> Batch | None:
         """Waits for a batch; None when stopped, or when the turn should be passed on."""
         while not self._stopping:
-            while self._requests:
-                self._requests.popleft()()
             step = self.poll(reserved=reserved)
             if isinstance(step, Batch):
                 return step

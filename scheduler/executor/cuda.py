@@ -107,8 +107,6 @@ class CudaInstance(Instance):
         self._calls = device.calls
         self._stream = device.calls.stream(urgent=urgent)
         self._buffers: dict[int, Buffers] = {}
-        self._staged: dict[int, StagedFeed] = {}
-        self._plain: list[dict[int, Plain]] = [{} for _ in models]
         self._programs: list[dict[int, Program]] = [{} for _ in models]
 
     def warm_up(self, model: int, buckets: Sequence[int], rounds: int) -> dict[int, int]:
@@ -155,11 +153,8 @@ class CudaInstance(Instance):
         return self._in_smaller_parts(model, slots, bucket, pad=pad)
 
     def _launch(self, model: int, slots: Slots, bucket: int, *, pad: bool) -> Passage:
-        # Only staging can be padded with zeros, and it takes no capture to be right.
-        program = self._plain[model][bucket] if pad else self._programs[model][bucket]
-        program.feed.fill(slots, bucket)
-        if pad:
-            self._staged[model].pad(len(slots), bucket)
+        program = self._programs[model][bucket]
+        program.feed.fill(slots, bucket, pad=pad)
         start_ns = self._clock.now_ns()
         with self._calls.on(self._stream):
             program.launch()
@@ -198,7 +193,6 @@ class CudaInstance(Instance):
             buffers = Buffers(self._calls, signature, max_batch)
         self._calls.finish(self._stream)
         self._buffers[model] = buffers
-        self._staged[model] = StagedFeed(self._calls, self._native, signature, buffers)
 
     def _prepare(self, model: int, bucket: int, rounds: int) -> tuple[int, int]:
         """Finds the fastest program of a bucket; its nanoseconds, and the bytes a plain launch allocates.
@@ -206,13 +200,14 @@ class CudaInstance(Instance):
         Everything is tried on zeros, which every model must bear. The slab is not: after a restart it may
         hold the very row that ended the engine before this one.
         """
-        buffers, staged = self._buffers[model], self._staged[model]
-        buffers.forget(bucket)
+        signature, buffers = self._models[model].signature, self._buffers[model]
         with self._calls.on(self._stream):
+            staged = StagedFeed(self._calls, self._native, signature, buffers)
             plain = Plain(self._models[model], buffers, staged, bucket)
             plains = [plain]
+            # Before they are copied: a copy would take other shapes and dtypes without a word.
+            check_outputs(signature, [self._calls.layout(output) for output in plain.compute()], bucket)
             peak_bytes = self._calls.peak_bytes(lambda: self._run(plain))
-            check_outputs(self._models[model].signature, buffers.fetched(bucket), bucket)
             if (trial := self._trial_feed(model, bucket)) is not None:
                 plains.append(Plain(self._models[model], buffers, trial, bucket))
             for each in plains:
@@ -228,11 +223,10 @@ class CudaInstance(Instance):
                     )
                 elif ns < best_ns:
                     best, best_ns = program, ns
-            self._plain[model][bucket] = plain
             self._programs[model][bucket] = self._on_real_slab(model, best, bucket, plain)
         self._device.notes.info(
             "bucket is warm",
-            model=self._models[model].signature.name,
+            model=signature.name,
             bucket=bucket,
             program=self._programs[model][bucket].name,
             us=best_ns // 1000,
@@ -308,9 +302,7 @@ class CudaInstance(Instance):
             started_ns = self._clock.now_ns()
             program.feed.fill(slots, bucket)
             filled_ns = self._clock.now_ns()
-            # Zeros again, and rows that the trial has.
-            self._buffers[model].forget(bucket)
-            self._buffers[model].host_indexes.array[:bucket] = np.arange(bucket)
+            self._buffers[model].forget(bucket)  # zeros again
             launched_ns = self._clock.now_ns()
             self._run(program)
             times.append(self._clock.now_ns() - launched_ns + filled_ns - started_ns)

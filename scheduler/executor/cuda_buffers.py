@@ -68,8 +68,12 @@ class Feed(Protocol):
         """For logs and reports."""
         ...
 
-    def fill(self, slots: Slots, bucket: int) -> None:
-        """The host's part, before the launch. Rows past the last slot are padding: any good row."""
+    def fill(self, slots: Slots, bucket: int, *, pad: bool = False) -> None:
+        """The host's part, before the launch. Rows past the last slot are padding.
+
+        Args:
+            pad: it must be of this batch, or zeros; otherwise it may be what an earlier batch left there.
+        """
         ...
 
     def enqueue(self, bucket: int) -> None:
@@ -95,15 +99,13 @@ class StagedFeed:
             )
         ]
 
-    def fill(self, slots: Slots, bucket: int) -> None:
-        """See `Feed`. Padding holds what an earlier batch left there."""
+    def fill(self, slots: Slots, bucket: int, *, pad: bool = False) -> None:
+        """See `Feed`."""
         for offset, rows in self._rows:
             self._arena.gather_inputs(slots, offset, rows)
-
-    def pad(self, count: int, bucket: int) -> None:
-        """Makes the padding of a batch of `count` rows zeros."""
-        for host in self._buffers.host_inputs:
-            host.array[count:bucket] = 0
+        if pad:
+            for host in self._buffers.host_inputs:
+                host.array[len(slots) : bucket] = 0
 
     def enqueue(self, bucket: int) -> None:
         """See `Feed`."""
@@ -126,8 +128,8 @@ class MappedFeed:
         self._offsets = signature.input_offsets
         self._buffers = buffers
 
-    def fill(self, slots: Slots, bucket: int) -> None:
-        """See `Feed`. Padding repeats the first row."""
+    def fill(self, slots: Slots, bucket: int, *, pad: bool = False) -> None:
+        """See `Feed`. Padding always repeats the first row: others may be somebody else's by now."""
         indexes = self._buffers.host_indexes.array
         indexes[: len(slots)] = slots
         indexes[len(slots) : bucket] = slots[0]

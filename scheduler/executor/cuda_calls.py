@@ -8,7 +8,7 @@ and be handed back.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,13 @@ T = TypeVar("T")
 
 class NotMapped(Exception):
     """Host memory that the device cannot be given; its text says why."""
+
+
+class Layout(NamedTuple):
+    """Of a tensor; `dtype` is numpy's, or torch's own where numpy has none."""
+
+    shape: tuple[int, ...]
+    dtype: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,10 @@ class CudaCalls(Protocol):
         Raises:
             NotMapped: driver or kernel refuse.
         """
+        ...
+
+    def layout(self, tensor: Tensor) -> Layout:
+        """Shape and dtype of a tensor."""
         ...
 
     def copy(self, into: Tensor, source: Tensor) -> None:

@@ -5,7 +5,7 @@ What every kind of instance does with a batch is here, how rows pass through its
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -133,7 +133,21 @@ def item_rows(array: Array, spec: TensorSpec) -> Array:
     return array.reshape(len(array), -1).view(np.uint8).reshape(len(array), spec.item_bytes)
 
 
-def check_outputs(signature: ModelSignature, outputs: Sequence[Array], bucket: int) -> None:
+class HasLayout(Protocol):
+    """An array, or what is known of a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """With the batch dimension."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """As numpy names it."""
+        ...
+
+
+def check_outputs(signature: ModelSignature, outputs: Sequence[HasLayout], bucket: int) -> None:
     """Raises ModelUnusable when a model's outputs are not what its manifest says."""
     if len(outputs) != len(signature.outputs):
         raise ModelUnusable(

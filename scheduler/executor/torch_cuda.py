@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from scheduler.executor.cuda_calls import Array, Graph, HostBuffer, NotMapped, Tensor
+from scheduler.executor.cuda_calls import Array, Graph, HostBuffer, Layout, NotMapped, Tensor
 from scheduler.executor.cuda_faults import Fault, fault_of
 from scheduler.executor.runner import ModelUnusable
 
@@ -105,6 +105,13 @@ class TorchCuda:
             return torch.as_tensor(_DeviceView(rows), device=self._device)
         except (RuntimeError, ValueError) as error:
             raise NotMapped(_first_line(error)) from error
+
+    def layout(self, tensor: Tensor) -> Layout:
+        """See `CudaCalls`."""
+        try:
+            return Layout(tuple(tensor.shape), torch.empty(0, dtype=tensor.dtype).numpy().dtype)
+        except TypeError:
+            return Layout(tuple(tensor.shape), tensor.dtype)
 
     def copy(self, into: Tensor, source: Tensor) -> None:
         """See `CudaCalls`."""

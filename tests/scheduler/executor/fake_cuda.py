@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from scheduler.executor.cuda_calls import Array, Graph, HostBuffer, NotMapped
+from scheduler.executor.cuda_calls import Array, Graph, HostBuffer, Layout, NotMapped
 from scheduler.executor.cuda_faults import Fault, fault_of
 from scheduler.signature import ModelSignature
 
@@ -176,6 +176,9 @@ class FakeCuda:
         self.mappings.append(rows)
         return FakeTensor(rows, "mapped")
 
+    def layout(self, tensor: FakeTensor) -> Layout:
+        return Layout(tensor.array.shape, tensor.array.dtype)
+
     def copy(self, into: FakeTensor, source: FakeTensor) -> None:
         assert into.array.shape == source.array.shape, (into.array.shape, source.array.shape)
         assert into.array.dtype == source.array.dtype
@@ -248,7 +251,7 @@ class FakeDeviceModel:
     Attributes:
         item_bytes: what a launch allocates for every row.
         at_launch: called with the size of each launch; may raise, as a model does when it is called.
-        at_run: the same, when the stream comes to it.
+        launches: the size of each.
     """
 
     def __init__(self, calls: FakeCuda, signature: ModelSignature, compute: Compute) -> None:
@@ -263,8 +266,8 @@ class FakeDeviceModel:
     def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
         rows = len(inputs[0])
         assert all(tensor.where == "device" for tensor in inputs)
-        self.at_launch(rows)
         self.launches.append(rows)
+        self.at_launch(rows)
         with self._calls.allocated(self.item_bytes * rows):
             outputs = [
                 FakeTensor(np.full((rows, *spec.shape), 99, spec.data_type.dtype), "device")

@@ -1,5 +1,6 @@
 """CUDA instances, driven through a fake that does nothing before it is waited for."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.scheduler.executor.fake_cuda import (
     Compute,
     FakeCuda,
     FakeDeviceModel,
+    FakeTensor,
     OutOfMemoryError,
     illegal_address,
 )
@@ -145,6 +147,7 @@ def test_the_fastest_program_is_chosen_by_measurement() -> None:
     assert chosen(launch_cost_ns=10, graph_cost_ns=1, select_cost_ns=500) == "graph, staged"
     assert chosen(launch_cost_ns=10, graph_cost_ns=1, select_cost_ns=500, graphs=False) == "plain, staged"
     assert chosen(launch_cost_ns=10, graph_cost_ns=10_000, select_cost_ns=500) == "plain, staged"
+    assert chosen(launch_cost_ns=10, graph_cost_ns=1, copy_cost_ns=500) == "graph, mapped"
     # Two inputs and two outputs: the mapped feed copies one array of indexes instead of two of rows.
     assert chosen(launch_cost_ns=0, graph_cost_ns=5, copy_cost_ns=500) == "plain, mapped"
     assert chosen(launch_cost_ns=0, graph_cost_ns=5, copy_cost_ns=500, mapping=False) == "plain, staged"
@@ -245,22 +248,39 @@ class Reading(FakeDeviceModel):
     def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
         self._calls.finish(self._calls._current[-1])
         if (inputs[0].array[:, 0] == 13).any():
+            self.raised.append(len(inputs[0]))
             raise RuntimeError("unlucky row")
         return super().forward(inputs)
 
+    @property
+    def raised(self) -> list[int]:
+        """The sizes of the batches in which it did."""
+        return self.__dict__.setdefault("_raised", [])  # type: ignore[no-any-return]
 
-def test_row_that_raises_fails_alone() -> None:
-    """And is nobody's padding afterwards. Such a model cannot be captured."""
+
+@pytest.mark.parametrize("copy", [0, 500], ids=["staged", "mapped"])
+@pytest.mark.parametrize("place", range(7))
+def test_row_that_raises_fails_alone(copy: int, place: int) -> None:
+    """And is nobody's padding, in the search or afterwards. Such a model cannot be captured."""
     with CudaPassage(model=Reading) as passage:
+        passage.calls.copy_cost_ns = copy
+        passage.calls.select_cost_ns = 500 - copy
         passage.warm()
-        assert all(name.startswith("plain") for name in passage.programs().values())
-        asked = [rows(1), rows(13), rows(3), rows(4), rows(5)]
+        kind = "mapped" if copy else "staged"
+        assert set(passage.programs().values()) == {f"plain, {kind}"}
+        asked = [rows(13 if index == place else index) for index in range(7)]
         answers = passage.ask(*asked)
-        assert answers.pop(1) is Outcome.ERROR
-        check(answers, asked[0], *asked[2:])
+        assert answers.pop(place) is Outcome.ERROR
+        asked.pop(place)
+        check(answers, *asked)
         assert [extent.guilty for _, _, extent in passage.failures] == [1]
-        asked = [rows(1, 2, 3)]
-        check(passage.ask(*asked), *asked)
+        # Every part that raised held the row itself: at most one of each size, the last of which it was in
+        # by itself.
+        model = passage.model
+        assert isinstance(model, Reading)
+        assert model.raised in ([8, 4, 2], [8, 4], [8, 4, 2, 1], [8, 2], [8, 2, 1], [8, 4, 1], [8, 1], [8])
+        for size in (7, 6, 5, 3):
+            check(passage.ask(*asked[:size]), *asked[:size])
         assert len(passage.failures) == 1
 
 
@@ -340,11 +360,13 @@ def test_batch_that_does_not_fit_runs_in_parts_and_later_ones_are_smaller() -> N
     """Until the memory seems to be back; nobody's request fails."""
     with CudaPassage(graphs=False) as passage:
         passage.warm()
+        seeded = passage.latency.table(0)
         passage.model.at_launch = fits(2)
         asked = rows(*range(7))
         check(passage.ask(asked), asked)
         assert not passage.failures
         assert passage.calls.released >= 2
+        assert passage.latency.table(0) == seeded, "parts say nothing about how long a batch takes"
         passage.model.launches.clear()
         asked = rows(*range(8))
         check(passage.ask(asked), asked)
@@ -392,6 +414,8 @@ def test_sizes_that_turn_out_not_to_fit_are_left_out() -> None:
     with CudaPassage() as passage:
         passage.model.at_launch = fits(2)
         assert list(passage.warm()) == [1, 2]
+        assert passage.calls.released == 1
+        assert [note["event"] for note in passage.notes.warnings] == ["batches are limited by memory"]
 
 
 def test_model_that_does_not_fit_at_all_is_unusable() -> None:
@@ -399,6 +423,43 @@ def test_model_that_does_not_fit_at_all_is_unusable() -> None:
         passage.model.at_launch = fits(0)
         with pytest.raises(ModelUnusable, match="m does not fit the device's memory, not even for 1 rows"):
             passage.warm()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((), np.float32, "returns y as float32 [1], its manifest says float32 [1, 3]"),
+        ((1,), np.float32, "returns y as float32 [1, 1], its manifest says float32 [1, 3]"),
+        ((3,), np.float64, "returns y as float64 [1, 3], its manifest says float32 [1, 3]"),
+    ],
+)
+def test_outputs_that_a_copy_would_bend_are_refused(shape: tuple[int, ...], dtype: Any, message: str) -> None:
+    """A row of one would be spread over three without a word."""
+
+    class Odd(FakeDeviceModel):
+        def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
+            _, count = super().forward(inputs)
+            return FakeTensor(np.zeros((len(inputs[0]), *shape), dtype), "device"), count
+
+    with CudaPassage(model=Odd) as passage, pytest.raises(ModelUnusable, match=re.escape(message)):
+        passage.warm()
+
+
+def test_captures_come_after_the_model_has_settled() -> None:
+    """TorchScript compiles in its first calls of a shape, and must not while it is captured."""
+    with CudaPassage() as passage:
+        capture = passage.calls.capture
+        captured = []
+
+        def settled(stream: Any, work: Callable[[], Any]) -> Any:
+            launched = len(passage.model.launches)
+            answer = capture(stream, work)
+            captured.append(passage.model.launches[:launched].count(passage.model.launches[-1]))
+            return answer
+
+        passage.calls.capture = settled  # type: ignore[method-assign]
+        passage.instance.warm_up(0, BUCKETS, 1)
+        assert min(captured) >= 5
 
 
 def test_model_that_fails_on_zeros_is_unusable() -> None:
