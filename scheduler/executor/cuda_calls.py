@@ -70,6 +70,10 @@ class CudaCalls(Protocol):
         """Blocks until all work on the stream is done, without holding the GIL."""
         ...
 
+    def synchronize(self) -> None:
+        """Blocks until all work on all streams is done, that of threads without a stream of ours too."""
+        ...
+
     def host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> HostBuffer:
         """Page-locked host memory, zeroed."""
         ...
@@ -110,8 +114,7 @@ class CudaCalls(Protocol):
     def capture(self, stream: Stream, work: Callable[[], T]) -> tuple[Graph, T]:
         """Captures what `work` enqueues on the stream instead of running it; returns its answer too.
 
-        The memory of its temporaries is shared by all graphs of the stream: their replays never overlap.
-        What it has returned stays valid as long as the caller keeps it.
+        What it has returned stays valid as long as the caller keeps it and the graph.
         """
         ...
 

@@ -90,6 +90,9 @@ class Instance(ABC):
             ModelUnusable: the model raises, or its outputs are not what its manifest says.
         """
 
+    def settle(self) -> None:  # noqa: B027  # most have nothing to do
+        """Makes ready what the thread that will run batches needs. By that thread, before its first batch."""
+
     @abstractmethod
     def _pass(self, model: int, slots: Slots, bucket: int, *, pad: bool = False) -> Passage:
         """Gathers the rows of these slots, runs the model on them, scatters its outputs to the same slots.

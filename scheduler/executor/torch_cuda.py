@@ -15,10 +15,8 @@ from scheduler.executor.runner import ModelUnusable
 
 T = TypeVar("T")
 
-# cudaHostRegister's flags: visible to all contexts of the process, and mapped into the device's addresses.
+# Of cuMemHostRegister: for all contexts of the process, and mapped into the device's addresses.
 _PORTABLE_AND_MAPPED = 0x01 | 0x02
-# CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM of the driver API.
-_SAME_POINTER = 91
 _ALREADY_REGISTERED = 712
 # The widest first. Rows are moved in elements as wide as their length allows: a kernel that loads single
 # bytes over PCIe would use a sixteenth of each transaction.
@@ -32,13 +30,12 @@ _BY_WIDTH = (
 
 
 class TorchStream:
-    """A stream, the event that is waited for, and the memory pool of its graphs."""
+    """A stream, and the event that is waited for."""
 
     def __init__(self, device: torch.device, *, urgent: bool, spin: bool) -> None:
         # Lower is more urgent; CUDA clamps to what the device has.
         self.stream = torch.cuda.Stream(device, priority=-1 if urgent else 0)  # type: ignore[no-untyped-call]
         self.done = torch.cuda.Event(blocking=not spin)  # type: ignore[no-untyped-call]
-        self.pool = torch.cuda.graph_pool_handle()
 
 
 class TorchCuda:
@@ -56,7 +53,9 @@ class TorchCuda:
         self._device = torch.device(device)
         self._fraction = memory_fraction
         self._spin = spin
+        self._spoilt: list[torch.cuda.CUDAGraph] = []
         try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
             torch.cuda.set_device(self._device)
             torch.cuda.set_per_process_memory_fraction(memory_fraction, self._device)
             torch.zeros(1, device=self._device)
@@ -84,6 +83,10 @@ class TorchCuda:
         stream.done.record(stream.stream)
         stream.done.synchronize()
 
+    def synchronize(self) -> None:
+        """See `CudaCalls`."""
+        torch.cuda.synchronize(self._device)
+
     def host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> HostBuffer:
         """See `CudaCalls`."""
         tensor = torch.zeros(shape, dtype=_torch_dtype(dtype), pin_memory=True)
@@ -95,14 +98,9 @@ class TorchCuda:
 
     def mapped(self, rows: Array) -> Tensor:
         """See `CudaCalls`."""
-        if not _host_pointers_are_device_pointers(self._device.index or 0):
-            raise NotMapped("this device has another address for registered host memory")
-        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        code = int(runtime.cudaHostRegister(rows.ctypes.data, rows.nbytes, _PORTABLE_AND_MAPPED))
-        if code not in (0, _ALREADY_REGISTERED):
-            raise NotMapped(f"cudaHostRegister of {rows.nbytes} bytes: cudaError {code}")
+        address = _map(rows)
         try:
-            return torch.as_tensor(_DeviceView(rows), device=self._device)
+            return torch.as_tensor(_DeviceView(rows, address), device=self._device)
         except (RuntimeError, ValueError) as error:
             raise NotMapped(_first_line(error)) from error
 
@@ -128,6 +126,9 @@ class TorchCuda:
     def capture(self, stream: TorchStream, work: Callable[[], T]) -> tuple[Graph, T]:
         """See `CudaCalls`. Other threads may go on using the device meanwhile."""
         graph = torch.cuda.CUDAGraph()
+        # Each has a pool of its own: the sizes of a model's batches double, so that is at most twice what one
+        # for all would take, and a capture that fails spoils no other.
+        pool = torch.cuda.graph_pool_handle()
         # A device tensor that the collector frees in the middle of a capture would spoil it.
         gc.collect()
         was_enabled = gc.isenabled()
@@ -135,18 +136,31 @@ class TorchCuda:
         try:
             with self.on(stream):
                 stream.stream.synchronize()
-                graph.capture_begin(pool=stream.pool, capture_error_mode="thread_local")
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 try:
                     kept = work()
                 except BaseException:
-                    with suppress(Exception):  # it says once more that the capture is spoilt
-                        graph.capture_end()
+                    self._abandon(graph, pool)
                     raise
-                graph.capture_end()
+                try:
+                    graph.capture_end()
+                except BaseException:
+                    self._abandon(graph, pool)
+                    raise
         finally:
             if was_enabled:
                 gc.enable()
         return graph, kept
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+        """Ends a capture that has failed. Where it was spoilt torch does not tell its allocator, so we do."""
+        with suppress(Exception):
+            graph.capture_end()
+            return
+        self._spoilt.append(graph)  # the allocator may still ask it whether a stream is being captured
+        if (end := getattr(torch._C, "_cuda_endAllocateToPool", None)) is not None:
+            with suppress(Exception):
+                end(self._device.index, pool)
 
     def fault(self, error: Exception) -> Fault:
         """See `CudaCalls`."""
@@ -163,8 +177,11 @@ class TorchCuda:
         """See `CudaCalls`."""
         free, total = torch.cuda.mem_get_info(self._device)
         reserved = torch.cuda.memory_reserved(self._device)
-        unused = reserved - torch.cuda.memory_allocated(self._device)
-        return max(0, min(free, int(total * self._fraction) - reserved)) + unused
+        return max(0, min(free, int(total * self._fraction) - reserved)) + self.cached_bytes()
+
+    def cached_bytes(self) -> int:
+        """What the allocator has taken from the device and not given out."""
+        return int(torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device))
 
     def peak_bytes(self, work: Callable[[], None]) -> int:
         """See `CudaCalls`."""
@@ -181,24 +198,37 @@ class TorchCuda:
 class _DeviceView:
     """Registered host memory, as the protocol by which torch takes over device memory without a copy."""
 
-    def __init__(self, rows: Array) -> None:
+    def __init__(self, rows: Array, address: int) -> None:
         self._rows = rows  # kept alive by the tensor
         self.__cuda_array_interface__ = {
             "version": 3,
             "shape": rows.shape,
             "typestr": "|u1",
-            "data": (rows.ctypes.data, False),
+            "data": (address, False),
             "strides": None,
         }
 
 
-def _host_pointers_are_device_pointers(index: int) -> bool:
+def _map(rows: Array) -> int:
+    """Page-locks the memory and returns its address on the device of the current context.
+
+    By the driver, not by cudaHostRegister: a refusal of that would stay behind as the runtime's last error, and
+    the next launch would raise it.
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    value = ctypes.c_int(0)
-    return driver.cuDeviceGetAttribute(ctypes.byref(value), _SAME_POINTER, index) == 0 and value.value == 1
+    except OSError as error:
+        raise NotMapped(str(error)) from error
+    driver.cuMemHostRegister_v2.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
+    driver.cuMemHostGetDevicePointer_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)
+    code = driver.cuMemHostRegister_v2(rows.ctypes.data, rows.nbytes, _PORTABLE_AND_MAPPED)
+    if code not in (0, _ALREADY_REGISTERED):
+        raise NotMapped(f"cuMemHostRegister of {rows.nbytes} bytes: CUresult {code}")
+    address = ctypes.c_void_p()
+    code = driver.cuMemHostGetDevicePointer_v2(ctypes.byref(address), rows.ctypes.data, 0)
+    if code != 0 or address.value is None:
+        raise NotMapped(f"cuMemHostGetDevicePointer: CUresult {code}")
+    return address.value
 
 
 def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:

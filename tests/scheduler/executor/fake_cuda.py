@@ -81,6 +81,7 @@ class FakeCuda:
 
     def __init__(self, free: int = 1 << 40, advance: Callable[[int], None] = lambda ns: None) -> None:
         self.free = free
+        self.uuid = "GPU-fake"
         self.lost: Exception | None = None
         self.refuse_mapping = ""
         self.refuse_capture: Exception | None = None
@@ -90,6 +91,7 @@ class FakeCuda:
         self.select_cost_ns = 0
         self.copy_cost_ns = 0
         self.cost_ns = 0
+        self.loading: list[Work] = []  # what models enqueued on another stream
         self.graphs: list[FakeGraph] = []
         self.streams: list[FakeStream] = []
         self.mappings: list[Array] = []
@@ -153,6 +155,12 @@ class FakeCuda:
         self._advance(self.cost_ns)
         self.cost_ns = 0
         self._check()
+
+    def synchronize(self) -> None:
+        self._check()
+        loading, self.loading[:] = list(self.loading), []
+        for each in loading:
+            each()
 
     def host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> HostBuffer:
         array = np.zeros(shape, dtype)
@@ -234,6 +242,9 @@ class FakeCuda:
         work()
         return self._peak - before
 
+    def cached_bytes(self) -> int:
+        return 0
+
     def release_cache(self) -> None:
         self.released += 1
 
@@ -262,6 +273,11 @@ class FakeDeviceModel:
         self.item_bytes = 0
         self.at_launch: Callable[[int], None] = lambda rows: None
         self.launches: list[int] = []
+        self.arrived = False
+        calls.loading.append(self._arrive)
+
+    def _arrive(self) -> None:
+        self.arrived = True
 
     def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
         rows = len(inputs[0])
@@ -275,6 +291,7 @@ class FakeDeviceModel:
             ]
 
         def run() -> None:
+            assert self.arrived, "its weights have not"
             for output, array in zip(outputs, self._compute([t.array for t in inputs]), strict=True):
                 np.copyto(output.array, array, casting="unsafe")
 

@@ -418,6 +418,42 @@ def test_sizes_that_turn_out_not_to_fit_are_left_out() -> None:
         assert [note["event"] for note in passage.notes.warnings] == ["batches are limited by memory"]
 
 
+def test_what_a_first_launch_keeps_is_no_part_of_a_row() -> None:
+    """Workspaces of libraries: they would make large batches look impossible."""
+
+    class Lazy(FakeDeviceModel):
+        def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
+            if not self.launches:
+                self._calls._used += 1000
+                self._calls._peak += 1000
+            return super().forward(inputs)
+
+    with CudaPassage(model=Lazy) as passage:
+        passage.model.item_bytes = 10
+        passage.calls.free = passage.calls._used + 3000
+        assert list(passage.warm()) == [1, 2, 4, 8]
+
+
+def test_a_thread_settles_before_its_first_batch() -> None:
+    """With zeros, whatever is in the staging; a device that is lost meanwhile ends the engine."""
+    seen: list[float] = []
+
+    def compute(inputs: Sequence[Array]) -> Sequence[Array]:
+        seen.append(float(np.abs(inputs[0]).max()))
+        return scaled(inputs)
+
+    with CudaPassage(compute=compute) as passage:
+        passage.warm()
+        passage.ask(rows(5, 6))
+        seen.clear()
+        passage.instance.settle()
+        assert passage.model.launches == [1]
+        assert seen == [0.0]
+        passage.calls.lost = illegal_address()
+        with pytest.raises(DeviceLost, match="illegal memory access"):
+            passage.instance.settle()
+
+
 def test_model_that_does_not_fit_at_all_is_unusable() -> None:
     with CudaPassage() as passage:
         passage.model.at_launch = fits(0)
