@@ -13,10 +13,10 @@ NATIVE := $(filter-out scheduler/native/ring_test%,$(wildcard scheduler/native/*
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check format bench proto clean
+.PHONY: help setup demo serve test check format bench gpu-check gpu-bench image proto clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## create .venv, install everything, build the native part
 
@@ -42,6 +42,18 @@ format: setup ## bring the Python files into shape
 bench: setup ## run the performance gates; takes minutes and wants a quiet machine
 	$(BIN)/python -m pytest bench $(ARGS)
 
+# Without a device pytest would skip every test and end with 0.
+gpu-check: setup ## run the tests that need a GPU; fails where there is none
+	@$(BIN)/python -c 'import sys, torch; \
+		sys.exit(not torch.cuda.is_available() and f"gpu-check: no CUDA device here for torch {torch.__version__}")'
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+gpu-bench: setup ## measure the models and the service on a GPU; ARGS="..." adds options
+	$(BIN)/python -m bench.gpu $(ARGS)
+
+image: ## build the container image tickring:gpu; needs Docker
+	docker build -f Dockerfile.gpu --build-arg REVISION="$$(git rev-parse HEAD)" -t tickring:gpu .
+
 proto: setup ## generate the Python stubs from the protos again
 	$(BIN)/python proto/generate.py
 
@@ -62,5 +74,5 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 	@echo 'setup: installing into $(VENV); the first time takes minutes'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt $(BUILD_TOOLS)
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[server,demo,dev]'
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[server,gpu,demo,dev]'
 	@touch $@
