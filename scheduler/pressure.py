@@ -16,7 +16,8 @@ class Pressure:
     """Turns readings of host and device into how many buckets to step down.
 
     One step for `PATIENCE` readings in a row in which something is at or over its high mark, one back for
-    as many in which everything is at or under its low mark; between the marks nothing changes.
+    as many in which everything is at or under its low mark; between the marks nothing changes. What is not
+    read counts as low: it never takes a step down, and does not hold back those taken while it was read.
     """
 
     PATIENCE = 3
@@ -31,7 +32,10 @@ class Pressure:
     def read(self, readings: Mapping[str, float]) -> bool:
         """Takes one reading of each; True when `steps` has changed. `cause` names what last was too high."""
         high = [name for name, limit in self._thresholds.items() if readings.get(name, 0.0) >= limit.high]
-        low = all(readings.get(name, 0.0) <= limit.low for name, limit in self._thresholds.items())
+        # At its high mark nothing is low, wherever the low one has been set.
+        low = not high and all(
+            readings.get(name, 0.0) <= limit.low for name, limit in self._thresholds.items()
+        )
         self._over = self._over + 1 if high else 0
         self._under = self._under + 1 if low else 0
         if high:

@@ -62,3 +62,31 @@ def test_what_is_not_read_is_low(pressure: Pressure) -> None:
     for _ in range(3):
         pressure.read({"gpu": 1.0})
     assert pressure.steps == 0
+
+
+def test_what_is_lost_while_it_was_high_gives_its_steps_back(pressure: Pressure) -> None:
+    """All of them, though the rest is still read; a loss between high readings starts their count again."""
+    assert read(pressure, *[LOW] * 9, memory=1.0)[-1] == 3
+    assert steps_without_memory(pressure, 9) == [3, 3, 2, 2, 2, 1, 1, 1, 0]
+    assert read(pressure, *[LOW] * 2, memory=1.0)[-1] == 0
+    assert steps_without_memory(pressure, 1) == [0]
+    assert read(pressure, *[LOW] * 3, memory=1.0) == [0, 0, 1]
+
+
+def steps_without_memory(pressure: Pressure, count: int) -> list[int]:
+    steps = []
+    for _ in range(count):
+        pressure.read({"load": LOW})
+        steps.append(pressure.steps)
+    return steps
+
+
+def test_nothing_is_low_at_its_high_mark() -> None:
+    """Marks that are set the wrong way round make no flutter."""
+    pressure = Pressure({"load": Threshold(0.7, 0.9)})
+    steps = []
+    for _ in range(18):
+        pressure.read({"load": 0.8})
+        steps.append(pressure.steps)
+    assert steps == sorted(steps)
+    assert steps[-1] == Pressure.MAX_STEPS
