@@ -114,6 +114,10 @@ class Manifest:
         """The version that is served unless told otherwise."""
         return self.versions[-1]
 
+    def resolve_precision(self, setting: str) -> str:
+        """The setting `executor.precision`, or the model's own where that says "model"."""
+        return self.precision if setting == "model" else setting
+
     def signature(self, version: int) -> ModelSignature:
         """What this version takes and gives."""
         return ModelSignature(

@@ -20,13 +20,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from scheduler import _ring
 from scheduler.priority import ALLOWED, DEFAULT_LIMITS, ClassLimits, PriorityClass, parse_priority
-from server.problems import Problem, SettingsError, problem_of
+from server.problems import Problem, SettingsError, problem_of, shown
 
 ENV_PREFIX = "TICKRING_"
 DEFAULT_PROFILE = "market_hours"
 MAX_BATCH_SIZE = 4096
 MAX_LATENCY_BUDGET_MS = 60_000
 MAX_COUNT = 1 << 30
+MAX_ENGINES = 16  # the arena's
 PROFILES = ("market_hours", "off_hours", "stress_test")
 
 _NS_PER_MS = 1_000_000
@@ -67,9 +68,19 @@ def _auto_or(low: int, high: int) -> BeforeValidator:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch("auto|cpu|cuda|cuda:[0-9]{1,3}", text):
-        raise ValueError("must be auto, cpu, cuda or cuda:N")
-    return text
+    """One word, or a list with an engine for each entry: its entries in their plainest form."""
+    if text in ("auto", "cuda"):
+        return text
+    entries = [re.sub("(?<=^cuda:)0+(?=[0-9])", "", entry.strip()) for entry in text.split(",")]
+    bad = [entry for entry in entries if not re.fullmatch("cpu|cuda:[0-9]{1,3}", entry)]
+    if bad:
+        named = f", not {shown(', '.join(bad))}" if len(entries) > 1 else ""
+        raise ValueError(f"must be auto, cpu, cuda, cuda:N or a list of cpu and cuda:N{named}")
+    if twice := sorted({entry for entry in entries if entry != "cpu" and entries.count(entry) > 1}):
+        raise ValueError(f"must name each GPU once, not {', '.join(twice)} twice")
+    if len(entries) > MAX_ENGINES:
+        raise ValueError(f"must name at most {MAX_ENGINES} devices")
+    return ",".join(entries)
 
 
 def _priority_label(text: str) -> str:
@@ -105,6 +116,13 @@ def _up_to_max_batch_size(buckets: tuple[int, ...], info: ValidationInfo) -> tup
     if buckets and largest is not None and buckets[-1] != largest:
         raise ValueError(f"must end with max_batch_size, {largest}")
     return buckets
+
+
+def _not_above_high(low: float, info: ValidationInfo) -> float:
+    high = info.data.get("gpu_utilization_high")
+    if high is not None and low > high:
+        raise ValueError(f"must be at most gpu_utilization_high, {high:g}")
+    return low
 
 
 def _holds_a_batch(slots: int, info: ValidationInfo) -> int:
@@ -239,6 +257,13 @@ class SchedulerTable(_Table):
 class ExecutorTable(_Table):
     """What models run on.
 
+    `device`: auto (every visible GPU, else the CPU), cpu, cuda (every visible GPU), cuda:N, or a list of
+    cpu and cuda:N separated by commas. Each device has an engine of its own.
+
+    `cuda_spin`: wait for a GPU in a loop, which is shorter and takes a core for each stream that computes.
+
+    `gpu_utilization_high`: from which batches shrink, until `gpu_utilization_low`; 1: it does not count.
+
     `host_load_high`: load average per core from which batches shrink. `stall_timeout_s`: a process that makes
     no progress with work before it for so long is restarted.
     """
@@ -250,8 +275,9 @@ class ExecutorTable(_Table):
     memory_fraction: Ratio = 0.9
     cpu_threads: Annotated[int | Auto, _auto_or(1, 1024)] = "auto"
     cpu_affinity: tuple[Annotated[Whole, Field(ge=0, le=65535)], ...] = ()
-    gpu_utilization_high: Ratio = 0.9
-    gpu_utilization_low: Ratio = 0.7
+    cuda_spin: bool = False
+    gpu_utilization_high: Ratio = 1.0
+    gpu_utilization_low: Annotated[Ratio, AfterValidator(_not_above_high)] = 0.7
     memory_utilization_high: Ratio = 0.9
     host_load_high: Annotated[Number, Field(gt=0)] = 4.0
     stall_timeout_s: Annotated[Number, Field(ge=0.5, le=3600)] = 5.0

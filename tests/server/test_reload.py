@@ -17,11 +17,12 @@ from scheduler.errors import Overloaded
 from scheduler.partition import Outcome
 from scheduler.priority import PriorityClass
 from server import control
+from server.children import Child
 from server.engine import Engine
 from server.repository import Manifest, load_repository
 from server.settings import Settings, bundled_repository, load_settings
 from server.sizing import batch_plan
-from server.supervisor import Child, Supervisor
+from server.supervisor import Supervisor
 from tests.scheduler.world import World
 from tests.server.world import FrontEnd, request
 
@@ -43,7 +44,7 @@ class Service:
         for child in self.supervisor._children():
             child.socket, self._children[child.name] = control.channel()
             self._children[child.name].setblocking(False)
-            child.attached = True
+            self.supervisor._attachments.attach(child.name)
 
     def write(self, text: str) -> None:
         """The file from now on."""
@@ -103,7 +104,9 @@ def test_classes_are_told_to_every_child_and_kept_for_the_next(service: Service)
 def test_child_that_is_not_attached_learns_it_when_it_attaches(service: Service) -> None:
     """It is not listening yet."""
     child = service.child("frontend-1")
-    child.attached, child.clean, child.warm = False, True, True
+    assert service.supervisor._attachments.died(child.name).ask == ["engine-0"]
+    service.supervisor._attachments.let_go("engine-0", child.name)
+    child.warm = True
     service.write(SLACK)
     reload(service)
     assert service.heard()["frontend-1"] == []
@@ -196,7 +199,7 @@ def test_engine_uses_other_classes_from_the_next_decision_on(manifest: Manifest)
         {"scheduler": {"classes": {"background_tasks": {"max_wait_ms": 3_600_000}}}}, environ={}
     )
     world = World(plans=[batch_plan(hour, manifest)])
-    engine = Engine(world.dispatcher, hour, [manifest])
+    engine = Engine(world.dispatcher, hour, [manifest], [(1, 2, 4)])
     ours, theirs = control.channel()
     obeying = threading.Thread(target=engine.obey, args=(theirs,), daemon=True)
     obeying.start()
@@ -223,7 +226,7 @@ def test_engine_learns_anew_what_is_urgent(manifest: Manifest) -> None:
     try:
         world.submit("a", cls=PriorityClass.BATCH_PROCESSING)
         world.clock.advance(100 * MS)
-        engine = Engine(world.dispatcher, settings, [manifest])
+        engine = Engine(world.dispatcher, settings, [manifest], [(1, 2, 4)])
         engine.use_classes(classes(batch_processing={"slack_ms": 1}))
         assert world.dispatcher.next_batch(reserved=True) is not None
     finally:

@@ -137,6 +137,16 @@ def test_an_exported_program_has_its_own_file_name(model: Path) -> None:
     assert manifest.latest.path.name == "model.pt2"
 
 
+@pytest.mark.parametrize(
+    ("setting", "precision"), [("model", "bf16"), ("fp32", "fp32"), ("tf32", "tf32"), ("fp16", "fp16")]
+)
+def test_the_settings_have_the_last_word_on_precision(model: Path, setting: str, precision: str) -> None:
+    """Unless they leave it to the model."""
+    (model / "model.toml").write_text(MANIFEST.replace('"fp32"', '"bf16"'))
+    [manifest] = load_repository(model.parent).manifests
+    assert manifest.resolve_precision(setting) == precision
+
+
 def test_what_is_no_model_is_left_alone(model: Path) -> None:
     """Files, hidden folders without a manifest, and folders in a model that are no version."""
     (model.parent / "README.md").touch()

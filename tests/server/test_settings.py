@@ -28,7 +28,7 @@ CONTRACT = {
     "models": "repository default_model",
     "scheduler": "max_batch_size buckets adaptive latency_budget_ms bulk_quantum_ms reserved_instances "
     "spin_us slots_per_frontend default_class classes early_refusal",
-    "executor": "device instances precision cuda_graphs memory_fraction cpu_threads cpu_affinity "
+    "executor": "device instances precision cuda_graphs cuda_spin memory_fraction cpu_threads cpu_affinity "
     "gpu_utilization_high gpu_utilization_low memory_utilization_high host_load_high stall_timeout_s",
     "cache": "enabled entries ttl_s redis_url",
     "telemetry": "otlp_endpoint trace_sample_ratio log_format log_level",
@@ -147,6 +147,22 @@ def test_off_hours_waits_longer() -> None:
     assert longer == [False, True, True, True, True]
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("auto", "auto"),
+        ("cuda", "cuda"),
+        ("cuda:007", "cuda:7"),
+        ("cpu, cpu", "cpu,cpu"),
+        ("cuda:1,cpu,cuda:0", "cuda:1,cpu,cuda:0"),
+        (",".join(["cpu"] * 16), ",".join(["cpu"] * 16)),
+    ],
+)
+def test_devices_are_one_word_or_a_list(load: Load, text: str, kept: str) -> None:
+    """In the order given, in their plainest form; the CPU as often as it likes."""
+    assert load(f"executor.device = '{text}'").executor.device == kept
+
+
 def test_no_profile_is_the_default_one() -> None:
     """And that one is listed."""
     assert DEFAULT_PROFILE == "market_hours"
@@ -161,6 +177,7 @@ def test_a_default_that_no_longer_fits_is_a_problem() -> None:
 
 
 CLASSES = ", ".join(member.label for member in PriorityClass)
+DEVICES = "must be auto, cpu, cuda, cuda:N or a list of cpu and cuda:N"
 SIXTY_FIVE = str(list(range(1, 66)))
 # A line of a file, and what is said of it; from a colon on where the line itself is repeated.
 BAD_FILES = {
@@ -201,9 +218,21 @@ BAD_FILES = {
     'scheduler.default_class = ""': f": must be {CLASSES}, high, normal, low or 1 to 5",
     "scheduler.classes.x = 1": f": is no setting, allowed are {CLASSES}",
     "scheduler.classes.real_time_trading.queue_limit = 0": ": must be at least 1",
-    "executor.device = 'gpu'": "executor.device = gpu: must be auto, cpu, cuda or cuda:N",
+    "executor.device = 'gpu'": f"executor.device = gpu: {DEVICES}",
+    "executor.device = 'cpu,cuda,tpu'": f'executor.device = "cpu,cuda,tpu": {DEVICES}, not "cuda, tpu"',
+    "executor.device = 'cpu,'": f'executor.device = "cpu,": {DEVICES}, not ""',
+    "executor.device = 'cuda:-1'": f"executor.device = cuda:-1: {DEVICES}",
+    "executor.device = 'cuda:1,cpu,cuda:01,cpu'": (
+        'executor.device = "cuda:1,cpu,cuda:01,cpu": must name each GPU once, not cuda:1 twice'
+    ),
+    f"executor.device = '{','.join(['cpu'] * 17)}'": (
+        f'executor.device = "{",".join(["cpu"] * 17)}": must name at most 16 devices'
+    ),
     "executor.precision = 1": ": must be 'model', 'fp32', 'tf32', 'fp16' or 'bf16'",
     "executor.memory_fraction = 1.5": ": must be at most 1",
+    "executor.gpu_utilization_high = 0.5": (
+        "executor.gpu_utilization_low = 0.7: must be at most gpu_utilization_high, 0.5"
+    ),
     "executor.host_load_high = 0": ": must be more than 0",
     "executor.stall_timeout_s = 0.4": ": must be at least 0.5",
     "cache.ttl_s = inf": "cache.ttl_s = Infinity: must be finite",

@@ -21,5 +21,5 @@ def test_no_device_is_said_in_one_line() -> None:
 
 @without_gpu
 def test_memory_that_no_driver_can_map_is_refused() -> None:
-    with pytest.raises(NotMapped, match="libcuda|cuMemHostRegister"):
+    with pytest.raises(NotMapped, match=r"libcuda|cuMemHostRegister"):
         _map(np.zeros((2, 64), np.uint8))

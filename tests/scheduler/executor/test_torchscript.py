@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scheduler.executor.runner import DeviceSettings, ModelUnusable, Runner, load_runner
-from scheduler.executor.torchscript import TorchScriptRunner
+from scheduler.executor.torch_runner import TorchRunner
 from scheduler.partition import Outcome
 from scheduler.signature import DataType, ModelSignature, TensorSpec
 from tests.scheduler.executor.passage import Passage, signature
@@ -87,9 +87,10 @@ def archive(module: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
-def loaded(module: nn.Module, its: ModelSignature, threads: int = 1) -> Runner:
+def loaded(module: nn.Module, its: ModelSignature, threads: int = 1, precision: str = "fp32") -> Runner:
     """A runner of the module's file."""
-    return load_runner("torchscript", archive(module), its, DeviceSettings(threads=threads))
+    settings = DeviceSettings(threads=threads, precision=precision)
+    return load_runner("torchscript", archive(module), its, settings)
 
 
 def one_output() -> ModelSignature:
@@ -168,6 +169,66 @@ def test_error_of_the_model_fails_the_rows_to_blame() -> None:
             assert answer[0].tobytes() == (values[row : row + 1] + 1).tobytes()
 
 
+# -- precision ----------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """Makes its first state itself, in the dtype of what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(2, 8, 2, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, _ = self.lstm(x.unsqueeze(1))
+        answer: Tensor = self.head(steps[:, 0])
+        return answer
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("bf16", 8), ("fp16", 11)])
+def test_weights_are_rounded_to_the_precision(precision: str, bits: int) -> None:
+    """And the answers come back as the manifest says."""
+    module = Trained()
+    module.shift.data.fill_(1 + 2.0**-bits)  # half a unit above 1: rounds to 1
+    (a,) = loaded(module, one_output(), precision=precision).run([INPUT])
+    np.testing.assert_array_equal(a, INPUT + 1)
+    assert a.dtype == np.float32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_lstm_weights_are_packed_in_every_precision(precision: str) -> None:
+    """They are packed where that changes no bit; elsewhere the module serves as it is."""
+    torch.manual_seed(1)
+    module = Recurrent()
+    runner = loaded(module, one_output(), precision=precision)
+    assert isinstance(runner, TorchRunner)
+    assert runner.variant == "packed"
+    with torch.inference_mode():
+        wanted = module(torch.from_numpy(INPUT)).numpy()
+    np.testing.assert_allclose(runner.run([INPUT])[0], wanted, atol=1e-6 if "32" in precision else 0.02)
+
+
+def test_a_model_without_lstm_serves_as_it_is() -> None:
+    """Nothing else is tried on a CPU."""
+    runner = loaded(Single(), one_output())
+    assert isinstance(runner, TorchRunner)
+    assert runner.variant == "plain"
+
+
+class Insistent(nn.Module):
+    """Multiplies what it is given with FP32 of its own making."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ torch.ones(2, 2, dtype=torch.float32)
+
+
+def test_a_model_that_cannot_compute_in_the_precision_is_refused() -> None:
+    """When it is loaded, by its name."""
+    with pytest.raises(ModelUnusable, match=r"^m cannot compute in bf16 on cpu: .*Float"):
+        loaded(Insistent(), one_output(), precision="bf16")
+
+
 # -- refusals -----------------------------------------------------------------------------------
 
 
@@ -186,7 +247,7 @@ def weights() -> bytes:
 def test_file_that_is_no_torchscript_is_refused(content: Callable[[], bytes]) -> None:
     """In one line that names the model."""
     with pytest.raises(ModelUnusable, match=r"^torch cannot load the file of m: .+$") as refused:
-        TorchScriptRunner.load(content(), one_output(), DeviceSettings())
+        load_runner("torchscript", content(), one_output(), DeviceSettings())
     assert "\n" not in str(refused.value)
 
 
@@ -201,17 +262,3 @@ def test_type_that_no_client_could_read_is_refused_at_warm_up() -> None:
     """bfloat16 has no place in a manifest, nor in numpy."""
     with Passage(loaded(Half(), one_output())) as run, pytest.raises(ModelUnusable, match="BFloat16"):
         run.instance.warm_up(0, (1,), rounds=1)
-
-
-@pytest.mark.parametrize(
-    ("model_format", "device", "message"),
-    [
-        ("exported_program", "cpu", "format exported_program is not supported yet, allowed is torchscript"),
-        ("torchscript", "cuda:1", "device cuda:1 is not supported yet, allowed is cpu"),
-    ],
-)
-def test_what_is_not_supported_yet_is_said(model_format: str, device: str, message: str) -> None:
-    """Instead of being tried."""
-    with pytest.raises(ModelUnusable) as refused:
-        load_runner(model_format, archive(Single()), one_output(), DeviceSettings(device=device))
-    assert str(refused.value) == message

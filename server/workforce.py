@@ -1,0 +1,202 @@
+"""Loads the models of an engine onto its device and builds the instances that compute there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from scheduler.arena import Arena
+from scheduler.clock import Clock
+from scheduler.dispatcher import Batch, Dispatcher
+from scheduler.executor.batch_limits import BatchLimits
+from scheduler.executor.bisection import FailureExtent
+from scheduler.executor.cpu import CpuInstance
+from scheduler.executor.instance import Instance
+from scheduler.executor.runner import DeviceModel, DeviceSettings, Runner, load_model, load_runner
+from scheduler.latency import LearnedLatency
+from scheduler.policy import BatchPlan
+from server.repository import Manifest, read_verified
+from server.settings import Settings
+from server.sizing import EngineSizes
+
+# The first two runs of a shape compile; the median of the rest seeds the latency model.
+WARM_UP_ROUNDS = 8
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where instances work: the engine as it is before it has any.
+
+    Attributes:
+        max_batch: the largest of any model.
+    """
+
+    settings: Settings
+    sizes: EngineSizes
+    manifests: Sequence[Manifest]
+    arena: Arena
+    dispatcher: Dispatcher
+    clock: Clock
+    max_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What is watched of a GPU while it computes.
+
+    Attributes:
+        uuid: as the driver knows it.
+        cached_bytes: of its memory, what this process has allocated and can use again.
+        limits: of the batches, where memory ran out.
+        release: gives back what is cached on the device and not used.
+    """
+
+    uuid: str
+    cached_bytes: Callable[[], int]
+    limits: BatchLimits
+    release: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Workforce:
+    """The instances of an engine: for any work, for urgent work only, and without a core of their own.
+
+    `gpu` is None on a CPU.
+    """
+
+    instances: Sequence[Instance]
+    reserved: Sequence[Instance]
+    spares: Sequence[Instance]
+    gpu: Gpu | None = None
+
+    @property
+    def everyone(self) -> Sequence[Instance]:
+        """All of them."""
+        return [*self.instances, *self.reserved, *self.spares]
+
+
+def hire(place: Workplace) -> Workforce:
+    """Loads the newest version of every model and makes the instances. Nothing is warm yet.
+
+    Raises:
+        ModelUnusable: a model cannot be served on this device, or there is no such device.
+        RepositoryError: a file is not what the manifest says.
+        DeviceLost: the device failed.
+    """
+    gpu: Gpu | None = None
+    make: Callable[[bool], Instance]
+    sizes = place.sizes
+    if sizes.device == "cpu":
+        make = _cpu_instances(place)
+    else:
+        make, gpu = _cuda_instances(place)
+    return Workforce(
+        [make(False) for _ in range(sizes.instances)],
+        [make(True) for _ in range(sizes.reserved)],
+        [make(False) for _ in range(sizes.spares)],
+        gpu,
+    )
+
+
+def warm_up(
+    workforce: Workforce,
+    manifests: Sequence[Manifest],
+    plans: Sequence[BatchPlan],
+    latency: LearnedLatency,
+) -> list[BatchPlan]:
+    """Runs every bucket of every model on every instance, and seeds the latency model with what it took.
+
+    Returns:
+        The plans, with those buckets only that fit every instance.
+
+    Raises:
+        ModelUnusable: a model does not do what its manifest says, or no batch of it fits the device.
+        DeviceLost: the device failed.
+    """
+    fitting = []
+    for model, (manifest, plan) in enumerate(zip(manifests, plans, strict=True)):
+        measured = [instance.warm_up(model, plan.buckets, WARM_UP_ROUNDS) for instance in workforce.everyone]
+        # The last of an instance for any work: those before it have met each shape for the first time.
+        of_any_work = measured[len(workforce.instances) - 1]
+        buckets = tuple(bucket for bucket in plan.buckets if all(bucket in each for each in measured))
+        latency.seed(model, {bucket: of_any_work[bucket] for bucket in buckets})
+        fitting.append(replace(plan, buckets=buckets))
+        log.info(
+            "model is warm",
+            model=manifest.name,
+            version=manifest.latest.version,
+            instances=len(workforce.instances),
+            ms_by_bucket={bucket: round(of_any_work[bucket] / 1e6, 3) for bucket in buckets},
+        )
+    return fitting
+
+
+def _cpu_instances(place: Workplace) -> Callable[[bool], Instance]:
+    runners: list[Runner] = [_load(load_runner, place, manifest) for manifest in place.manifests]
+    return lambda urgent: CpuInstance(
+        place.arena, place.dispatcher, runners, place.max_batch, place.clock, _log_failure
+    )
+
+
+def _cuda_instances(place: Workplace) -> tuple[Callable[[bool], Instance], Gpu]:
+    # Here, not above: only an engine with a GPU should pay for what they load.
+    from scheduler.executor.cuda import CudaDevice, CudaInstance, map_slab
+    from scheduler.executor.torch_cuda import TorchCuda
+
+    executor = place.settings.executor
+    calls = TorchCuda(place.sizes.device, memory_fraction=executor.memory_fraction, spin=executor.cuda_spin)
+    models: list[DeviceModel] = [_load(load_model, place, manifest) for manifest in place.manifests]
+    limits = BatchLimits(place.dispatcher.limit_batches)
+    slab = map_slab(calls, place.arena, place.max_batch, log)
+    device = CudaDevice(calls, slab, executor.cuda_graphs, limits, log)
+
+    def make(urgent: bool) -> Instance:
+        return CudaInstance(
+            place.arena,
+            place.dispatcher,
+            models,
+            place.clock,
+            _log_failure,
+            device,
+            max_batch=place.max_batch,
+            urgent=urgent,
+        )
+
+    return make, Gpu(calls.uuid, calls.cached_bytes, limits, calls.release_cache)
+
+
+def _load(load: Callable[..., Any], place: Workplace, manifest: Manifest) -> Any:
+    version = manifest.latest
+    device = DeviceSettings(
+        device=place.sizes.device,
+        threads=place.sizes.threads,
+        precision=manifest.resolve_precision(place.settings.executor.precision),
+    )
+    model = load(manifest.format, read_verified(version), manifest.signature(version.version), device)
+    log.info(
+        "model is loaded",
+        model=manifest.name,
+        version=version.version,
+        format=manifest.format,
+        precision=device.precision,
+        variant=model.variant,
+    )
+    return model
+
+
+def _log_failure(batch: Batch, error: Exception, extent: FailureExtent) -> None:
+    # The last line: TorchScript puts its own trace above what the model raised.
+    last_line = (str(error).strip().splitlines() or [""])[-1]
+    log.error(
+        "batch failed",
+        batch=batch.number,
+        model=batch.model,
+        items=len(batch.slots),
+        guilty=extent.guilty,
+        undecided=extent.undecided,
+        runs=extent.runs,
+        error=f"{type(error).__name__}: {last_line}",
+    )
