@@ -17,13 +17,14 @@ from scheduler import _ring
 from scheduler.arena import Arena, Dimensions
 from scheduler.clock import VirtualClock
 from scheduler.dispatcher import Batch, Dispatcher
+from scheduler.engines import Engines
 from scheduler.entrance import Entrance
 from scheduler.errors import DeadlineMissed, Overloaded, RequestError
 from scheduler.forecast import Forecasts
 from scheduler.latency import LearnedLatency
 from scheduler.partition import Outcome, Partition, Submission
 from scheduler.policy import BatchPlan
-from server.admission import ENGINE, Admission
+from server.admission import Admission
 from server.frontend import LET_IN_EVERY_S
 from server.repository import Manifest
 from server.settings import Settings
@@ -31,7 +32,7 @@ from server.sizing import batch_plan, bulk_quantum_ns
 
 # Of a row: the arena's smallest. What is in it is nobody's business here.
 ROW_BYTES = 64
-MODEL = 0
+MODEL = ENGINE = 0
 LET_IN_EVERY_NS = int(LET_IN_EVERY_S * 1e9)
 _MANIFEST = Manifest(
     name="simulated",
@@ -146,20 +147,20 @@ class _FrontEnd:
 
     def __init__(self, arena: Arena, partition: Partition, settings: Settings, frontends: int) -> None:
         limits = settings.class_limits
-        forecasts = Forecasts(arena, ENGINE)
+        engines = Engines(partition, [Forecasts(arena, ENGINE)])
+        engines.came(ENGINE)
         self.partition = partition
         self.entrance = Entrance(
             partition,
-            forecasts,
+            engines,
             limits,
             models=1,
             bulk_quantum_ns=bulk_quantum_ns(settings),
-            engine=ENGINE,
         )
         self._admission = Admission(
             partition,
             self.entrance,
-            forecasts,
+            engines,
             limits,
             frontends,
             early_refusal=settings.scheduler.early_refusal,
@@ -168,11 +169,12 @@ class _FrontEnd:
     def submit(self, request: Request, now_ns: int, on_end: OnEnd) -> None:
         """Raises RequestError where the request is refused."""
         class_index = request.class_index
-        self._admission.check(MODEL, class_index, request.rows, request.deadline_ns, now_ns)
+        engine = self._admission.check(MODEL, class_index, request.rows, request.deadline_ns, now_ns)
         self.entrance.enter(
             self.partition.reserve(
                 request.rows, MODEL, class_index, partial(self._ended, request.number, on_end)
             ),
+            engine=engine,
             now_ns=now_ns,
             arrived_ns=now_ns,
             deadline_ns=request.deadline_ns,

@@ -10,12 +10,15 @@ the most urgent enters
 
 The rest is held here, in the order of its arrival, and enters as the lanes empty. It keeps its slots, its
 deadline and its place in the queue limit; only its key does not age yet. docs/scheduling.md has the bounds.
+
+Each engine has its own lanes and accounts, so the bounds hold for each. What is held belongs to none of them:
+it goes to whichever has room first.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from scheduler.forecast import Forecasts
+from scheduler.engines import Engines
 from scheduler.partition import Outcome, Partition, Submission
 from scheduler.priority import CLASS_COUNT, ClassLimits, KeyStamp
 
@@ -39,7 +42,7 @@ class _Entry:
 
 
 class _Account:
-    """The engine time that one class may enter for: a token bucket that may be overdrawn by one request."""
+    """The time of one engine that one class may enter for: a token bucket that one request may overdraw."""
 
     def __init__(self, limit_ns: float, share: float) -> None:
         self._limit_ns = limit_ns
@@ -99,24 +102,23 @@ class Entrance:
     def __init__(
         self,
         partition: Partition,
-        forecasts: Forecasts,
+        engines: Engines,
         limits: Sequence[ClassLimits],
         *,
         models: int,
         bulk_quantum_ns: int,
         frontends: int = 1,
-        engine: int = 0,
         on_held: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_held` is called when something is held: from then on, call `let_in` every few milliseconds."""
         self._partition = partition
-        self._forecasts = forecasts
+        self._engines = engines
         self._stamp = KeyStamp(models, limits)
         self._quantum_ns = bulk_quantum_ns
         self._part = 1 / frontends
         self._share = GUARANTEED_SHARE * self._part
-        self._accounts: dict[int, _Account] = {}
-        self._engine = engine
+        # By engine, then by class; the most urgent has none.
+        self._accounts: list[dict[int, _Account]] = [{} for _ in range(len(engines))]
         self._on_held = on_held
         # By class, in the order of arrival.
         self._held: list[dict[Submission, _Entry]] = [{} for _ in range(CLASS_COUNT)]
@@ -129,11 +131,14 @@ class Entrance:
         """Uses other slacks from now on; what has entered keeps its key."""
         self._stamp.change(limits)
         least_ns = min(limit.slack_ns for limit in limits)
-        self._accounts = {
-            index: self._accounts.get(index) or _Account(self._quantum_ns * self._part, self._share)
-            for index, limit in enumerate(limits)
-            if limit.slack_ns > least_ns
-        }
+        self._patient = [index for index, limit in enumerate(limits) if limit.slack_ns > least_ns]
+        self._accounts = [
+            {
+                index: accounts.get(index) or _Account(self._quantum_ns * self._part, self._share)
+                for index in self._patient
+            }
+            for accounts in self._accounts
+        ]
 
     @property
     def holds(self) -> bool:
@@ -141,15 +146,26 @@ class Entrance:
         return any(self.held_rows)
 
     def enter(
-        self, submission: Submission, *, now_ns: int, arrived_ns: int, deadline_ns: int, exclusive: bool
+        self,
+        submission: Submission,
+        *,
+        engine: int,
+        now_ns: int,
+        arrived_ns: int,
+        deadline_ns: int,
+        exclusive: bool,
     ) -> None:
-        """Takes over a reserved and written submission; it ends exactly once, through its `on_end`."""
+        """Takes over a reserved and written submission; it ends exactly once, through its `on_end`.
+
+        `engine`: as `Engines` chose it just now.
+        """
         entry = _Entry(arrived_ns, deadline_ns, exclusive)
         queue = self._held[submission.class_index]
-        if not queue and self._fits(submission, now_ns):
-            self._push(submission, entry, now_ns)
-            return
         if not queue:
+            found = self._find_room(submission, engine, now_ns)
+            if found is not None:
+                self._push(submission, entry, found, now_ns)
+                return
             self._paces[submission.class_index].begin(now_ns)
         queue[submission] = entry
         self.held_rows[submission.class_index] += len(submission.slots)
@@ -166,14 +182,17 @@ class Entrance:
         for queue, pace in zip(self._held, self._paces, strict=True):
             while queue:
                 submission, entry = next(iter(queue.items()))
-                if not self._fits(submission, now_ns):
+                rows = len(submission.slots)
+                wanted = self._engines.choose(submission.model, submission.class_index, rows, now_ns)
+                found = self._find_room(submission, wanted, now_ns)
+                if found is None:
                     break
                 self._forget(submission)
-                self._push(submission, entry, now_ns)
+                self._push(submission, entry, found, now_ns)
             pace.settle(now_ns)
 
     def wait_ns(self, class_index: int, item_ns: int) -> int:
-        """How long a new item of a class will be held here, if items cost `item_ns` of engine time."""
+        """How long a new item of a class will be held here, if items cost `item_ns` of the engines' time."""
         held = self.held_rows[class_index]
         if held == 0:
             return 0
@@ -187,8 +206,8 @@ class Entrance:
         else:
             self._partition.cancel(submission)
 
-    def lose_engine(self) -> None:
-        """Ends all that is held as LOST; the partition does so with what has entered."""
+    def lose_all(self) -> None:
+        """No engine is left: ends all that is held as LOST. The partition does so with what has entered."""
         for queue in self._held:
             for submission in list(queue):
                 self._withdraw(submission, Outcome.LOST)
@@ -200,22 +219,39 @@ class Entrance:
                 submission.queue_wait_ns = now_ns - queue[submission].arrived_ns
                 self._withdraw(submission, Outcome.EXPIRED)
 
-    def _fits(self, submission: Submission, now_ns: int) -> bool:
-        account = self._accounts.get(submission.class_index)
-        if account is None:
-            return True  # the most urgent
-        forecast = self._forecasts.of(submission.model, now_ns)
-        cost_ns = len(submission.slots) * forecast.item_ns
-        queued_ns = self._partition.backlog_ns(self._engine)
-        there_ns = sum([queued_ns[index] for index in self._accounts])
+    def _find_room(self, submission: Submission, wanted: int, now_ns: int) -> int | None:
+        """The engine whose lanes it may enter now, if possible the wanted one; None: it has to be held."""
+        class_index = submission.class_index
+        if class_index not in self._patient:
+            return wanted
+        ready = self._engines.ready
+        engines = ready if len(ready) == 1 else (wanted, *(each for each in ready if each != wanted))
+        for engine in engines:
+            if self._has_room(engine, submission, now_ns):
+                return engine
+        for engine in engines:
+            if self._accounts[engine][class_index].pays(self._cost_ns(engine, submission, now_ns), now_ns):
+                return engine
+        return None
+
+    def _has_room(self, engine: int, submission: Submission, now_ns: int) -> bool:
+        queued_ns = self._partition.backlog_ns(engine)
+        there_ns = sum([queued_ns[index] for index in self._patient])
+        if there_ns == 0:
+            return True
+        forecast = self._engines.forecast(engine, submission.model, now_ns)
         batch_ns = max(forecast.batch_ns(forecast.target), forecast.target * forecast.item_ns)
         room_ns = BATCHES * min(self._quantum_ns, batch_ns)
-        return there_ns == 0 or there_ns + cost_ns <= room_ns or account.pays(cost_ns, now_ns)
+        return there_ns + self._cost_ns(engine, submission, now_ns) <= room_ns
 
-    def _push(self, submission: Submission, entry: _Entry, now_ns: int) -> None:
+    def _cost_ns(self, engine: int, submission: Submission, now_ns: int) -> int:
+        return len(submission.slots) * self._engines.forecast(engine, submission.model, now_ns).item_ns
+
+    def _push(self, submission: Submission, entry: _Entry, engine: int, now_ns: int) -> None:
+        self._engines.used(engine)
         self._partition.push(
             submission,
-            engine=self._engine,
+            engine=engine,
             key=self._stamp.key(submission.model, submission.class_index, now_ns),
             enqueued_ns=entry.arrived_ns,  # what it waited here is waiting, too
             deadline_ns=entry.deadline_ns,

@@ -1,8 +1,8 @@
 """A front end's half of the arena: its slots, what it has submitted, and what came back.
 
 A slot is free, or held by exactly one `Submission`. A submission ends exactly once: when the last of
-its rows has come back, or when its engine is lost, whichever is first; both clear its entries in the
-table of pending slots, so the other finds nothing to end.
+its rows has come back, or when the engine that has it is lost, whichever is first; both clear its entries
+in the table of pending slots, so the other finds nothing to end.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,6 +37,7 @@ class Submission:
     on_end: Callable[["Submission"], None]
     model: int
     class_index: int
+    engine: int = -1  # none yet
     remaining: int = 0
     outcome: Outcome = Outcome.RESULT
     queue_wait_ns: int = 0
@@ -111,7 +112,8 @@ class Partition:
         deadline_ns: int,
         exclusive: bool,
     ) -> None:
-        """Hands the rows to the engine. From here on they end exactly once, through `on_end`."""
+        """Hands the rows to an engine. From here on they end exactly once, through `on_end`."""
+        submission.engine = engine
         slots = submission.slots
         first = self._first
         pending = self._pending
@@ -208,14 +210,14 @@ class Partition:
         while not self._port.arm():
             self.drain()
 
-    def lose_engine(self) -> None:
-        """Ends everything outstanding as LOST, after taking what the engine still completed.
+    def lose_engine(self, engine: int) -> None:
+        """Ends everything that is with an engine as LOST, after taking what it still completed.
 
-        All slots are free afterwards; nothing may be pushed until the rings have been reset.
+        Nothing may be pushed to it until its rings have been reset. What others have is not touched.
         """
         self.drain()
         for index, submission in enumerate(self._pending):
-            if submission is None:
+            if submission is None or submission.engine != engine:
                 continue
             for slot in submission.slots:
                 if self._pending[slot - self._first] is submission:

@@ -14,9 +14,9 @@ import math
 from collections.abc import Sequence
 
 from scheduler import _ring
+from scheduler.engines import Engines
 from scheduler.entrance import Entrance
 from scheduler.errors import DeadlineMissed, Overloaded, Unavailable
-from scheduler.forecast import Forecast, Forecasts
 from scheduler.partition import Partition
 from scheduler.priority import ClassLimits, PriorityClass
 
@@ -33,8 +33,6 @@ WAY_BACK_MOST_NS = 20_000_000
 # What a late delivery still counts for after one more result: it is forgotten over some hundred of them.
 DELIVERY_DECAY = 0.99
 
-ENGINE = 0
-
 
 class Admission:
     """Decides about requests of one front end. Belongs to the event loop."""
@@ -43,7 +41,7 @@ class Admission:
         self,
         partition: Partition,
         entrance: Entrance,
-        forecasts: Forecasts,
+        engines: Engines,
         limits: Sequence[ClassLimits],
         frontends: int,
         *,
@@ -58,7 +56,7 @@ class Admission:
         """
         self._partition = partition
         self._entrance = entrance
-        self._forecasts = forecasts
+        self._engines = engines
         self._frontends = frontends
         self._early_refusal = early_refusal
         self._model_share = [None if limit is None else self._share(limit) for limit in model_limits]
@@ -72,7 +70,7 @@ class Admission:
         self._class_share = [self._share(limit.queue_limit) for limit in limits]
 
     def check_serving(self) -> None:
-        """Raises Unavailable while draining or while the engine is away."""
+        """Raises Unavailable while draining or while no engine is there."""
         if self.draining:
             raise Unavailable("the server is draining", reason="DRAINING", retry_after_s=DRAIN_RETRY_S)
         if self.engine_lost:
@@ -84,26 +82,22 @@ class Admission:
         """A result was taken back this long after it was computed; a busy front end is late with all."""
         self._delivery_ns = max(lag_ns, self._delivery_ns * DELIVERY_DECAY)
 
-    def check(self, model: int, class_index: int, rows: int, deadline_ns: int, now_ns: int) -> None:
-        """Lets `rows` items of a class in, or not.
+    def check(self, model: int, class_index: int, rows: int, deadline_ns: int, now_ns: int) -> int:
+        """Lets `rows` items of a class in, or not. Returns the engine that is expected to be done first.
 
         Raises:
             Overloaded: they do not fit.
             DeadlineMissed: they cannot be done by their deadline.
         """
-        forecast = self._forecasts.of(model, now_ns)
-        self._check_room(model, class_index, rows, forecast)
+        self._check_room(model, class_index, rows, now_ns)
         if deadline_ns < now_ns:
             raise DeadlineMissed("the deadline has passed already", reason="DEADLINE_UNREACHABLE")
-        if not self._early_refusal or forecast.item_ns == 0:
-            return
-        # Whatever waits of this class or a more urgent one is served before. Less urgent items that
-        # have aged past this one are left out: too optimistic is corrected at the take, too
-        # pessimistic by nobody.
-        ahead_ns = sum(self._partition.backlog_ns(ENGINE)[: class_index + 1])
-        held_ns = self._entrance.wait_ns(class_index, forecast.item_ns)
-        free_ns = max(now_ns, self._forecasts.free_at_ns())
-        done_ns = free_ns + held_ns + forecast.done_ns(ahead_ns, rows) + int(self._delivery_ns)
+        engine, done_ns = self._engines.first_done(model, class_index, rows, now_ns)
+        if not self._early_refusal or done_ns == 0:
+            return engine
+        if self._entrance.held_rows[class_index]:
+            done_ns += self._entrance.wait_ns(class_index, self._engines.item_ns(model, now_ns))
+        done_ns += int(self._delivery_ns)
         way_back_ns = min(WAY_BACK_MOST_NS, int((deadline_ns - now_ns) * WAY_BACK_PART))
         if done_ns > deadline_ns - way_back_ns:
             raise DeadlineMissed(
@@ -111,47 +105,38 @@ class Admission:
                 f"this would be done in {(done_ns - now_ns) / 1e6:.3g} ms at best",
                 reason="DEADLINE_UNREACHABLE",
             )
+        return engine
 
-    def _check_room(self, model: int, class_index: int, rows: int, forecast: Forecast) -> None:
-        self._check_queue(
-            class_index,
-            rows,
-            self._partition.outstanding[class_index],
-            self._class_share[class_index],
-            "",
-            forecast,
-        )
+    def _check_room(self, model: int, class_index: int, rows: int, now_ns: int) -> None:
+        outstanding = self._partition.outstanding[class_index]
+        limit = self._class_share[class_index]
+        if outstanding + rows > limit:
+            raise self._full(model, class_index, rows, outstanding, limit, "", now_ns)
         if self._model_share and (share := self._model_share[model]) is not None:
             queued = self._partition.outstanding_by_lane[model * _ring.CLASSES + class_index]
-            self._check_queue(class_index, rows, queued, share, " of this model", forecast)
+            if queued + rows > share:
+                raise self._full(model, class_index, rows, queued, share, " of this model", now_ns)
         free = self._partition.free_slots
         if rows > free:
             raise Overloaded(
                 "slots",
                 f"{rows} more items do not fit, {free} slots are free",
-                _bounded((rows - free) * forecast.item_ns / 1e9),
+                self._retry_after_s(model, rows - free, now_ns),
             )
 
-    @staticmethod
-    def _check_queue(
-        class_index: int, rows: int, queued: int, limit: int, whose: str, forecast: Forecast
-    ) -> None:
-        if queued + rows <= limit:
-            return
-        name = _name(class_index)
-        raise Overloaded(
+    def _full(
+        self, model: int, class_index: int, rows: int, queued: int, limit: int, whose: str, now_ns: int
+    ) -> Overloaded:
+        name = PriorityClass(class_index + 1).label
+        return Overloaded(
             f"class:{name}",
             f"{rows} more items do not fit the queue of {name}{whose}: {queued} of {limit} are taken",
-            _bounded((queued + rows - limit) * forecast.item_ns / 1e9),
+            self._retry_after_s(model, queued + rows - limit, now_ns),
         )
+
+    def _retry_after_s(self, model: int, items: int, now_ns: int) -> float:
+        """Until that many items in the way are done."""
+        return min(MAX_RETRY_S, max(MIN_RETRY_S, items * self._engines.item_ns(model, now_ns) / 1e9))
 
     def _share(self, limit: int) -> int:
         return max(1, math.ceil(limit / self._frontends))
-
-
-def _name(class_index: int) -> str:
-    return PriorityClass(class_index + 1).label
-
-
-def _bounded(seconds: float) -> float:
-    return min(MAX_RETRY_S, max(MIN_RETRY_S, seconds))

@@ -1,21 +1,38 @@
 """The books of a running service, read from the arena: what was admitted, how it ended, what is predicted."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scheduler.arena import Arena
 from scheduler.partition import Outcome
 from scheduler.priority import PriorityClass
 
-ENGINES = 1
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the supervisor knows of an engine.
+
+    Attributes:
+        readings: the newest of its device, by name; empty where nothing is read. See `server.gpu`.
+    """
+
+    device: str
+    ready: bool
+    readings: Mapping[str, float]
 
 
-def books(arena: Arena, models: Sequence[str], restarts: Mapping[str, int]) -> dict[str, Any]:
-    """All of it as JSON values. Nothing stops meanwhile, so sums may differ while work is under way."""
+def books(
+    arena: Arena, models: Sequence[str], engines: Sequence[EngineState], restarts: Mapping[str, int]
+) -> dict[str, Any]:
+    """All of it as JSON values. Nothing stops meanwhile, so sums may differ while work is under way.
+
+    `models`: names, by index. `engines`: by index. `restarts`: by child.
+    """
     native = arena.native
     return {
         "frontends": [_frontend(arena, index) for index in range(native.frontends)],
-        "engines": [_engine(arena, index, models) for index in range(ENGINES)],
+        "engines": [_engine(arena, index, models, engine) for index, engine in enumerate(engines)],
         "restarts": dict(restarts),
     }
 
@@ -35,12 +52,15 @@ def _frontend(arena: Arena, index: int) -> dict[str, Any]:
     }
 
 
-def _engine(arena: Arena, index: int, models: Sequence[str]) -> dict[str, Any]:
+def _engine(arena: Arena, index: int, models: Sequence[str], state: EngineState) -> dict[str, Any]:
     native = arena.native
     stats = native.engine_stats(index)
     waiting, _ = native.engine_progress(index)
     return {
         "name": f"engine-{index}",
+        "device": state.device,
+        "ready": state.ready,
+        "readings": dict(state.readings),
         "taken": stats["taken"],
         "completed": stats["completed"],
         "lost": stats["lost"],

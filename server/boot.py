@@ -20,6 +20,7 @@ class Boot:
 
     Attributes:
         index: of the front end or engine.
+        device: of an engine, "cpu" or "cuda:N"; empty for a front end.
         settings: `Settings` as JSON.
         manifests: the repository's manifests as JSON, in the order of their lanes.
     """
@@ -34,6 +35,7 @@ class Boot:
     manifests: tuple[str, ...]
     default_model: str | None
     grpc_port: int
+    device: str = ""
 
     def to_message(self) -> control.Message:
         """As a control message."""

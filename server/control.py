@@ -6,7 +6,9 @@ death as an empty read. Nothing here is on the path of a request.
     supervisor → child       boot, attach, classes
     supervisor → front end   engine_ready, engine_lost, drain
     supervisor → engine      discard, stop
-    child → supervisor       warm, ready, failed, engine_lost_ack, discarded, drained
+    child → supervisor       warm, ready, failed, engine_lost_ack, discarded, device, drained
+
+What is about one engine or front end names it by its index.
 """
 
 import asyncio

@@ -12,12 +12,13 @@ from grpc_reflection.v1alpha import reflection
 
 from scheduler import _ring
 from scheduler.arena import Arena
+from scheduler.engines import Engines
 from scheduler.entrance import Entrance
 from scheduler.forecast import Forecasts
 from scheduler.partition import Partition
 from scheduler.priority import PriorityClass, parse_priority
 from server import collector, control
-from server.admission import ENGINE, Admission
+from server.admission import Admission
 from server.boot import Boot
 from server.models import ModelTable, ServedModel
 from server.repository import Manifest
@@ -69,21 +70,22 @@ class Frontend:
         eventfd = boot.frontend_eventfds[boot.index]
         self._partition = Partition(arena, boot.index, eventfd, boot.engine_eventfds)
         limits = settings.with_classes(message["classes"]).class_limits
-        forecasts = Forecasts(arena, ENGINE)
+        self._engines = Engines(
+            self._partition, [Forecasts(arena, engine) for engine in range(len(boot.engine_eventfds))]
+        )
         self._entrance = Entrance(
             self._partition,
-            forecasts,
+            self._engines,
             limits,
             models=len(boot.manifests),
             bulk_quantum_ns=bulk_quantum_ns(settings),
             frontends=frontends(settings),
-            engine=ENGINE,
             on_held=self._held.set,
         )
         self._admission = Admission(
             self._partition,
             self._entrance,
-            forecasts,
+            self._engines,
             limits,
             frontends(settings),
             early_refusal=settings.scheduler.early_refusal,
@@ -108,8 +110,8 @@ class Frontend:
         )
         self._server.add_insecure_port(settings.server.target(boot.grpc_port))
         self._admission.engine_lost = message["engine_lost"]
-        if message["engine_ready"]:
-            self._engine_ready()
+        for engine in message["engines_ready"]:
+            self._engine_ready(engine)
         await self._server.start()
         collector.settle()
         control.listen(self._socket, self._obey)
@@ -144,10 +146,10 @@ class Frontend:
             os._exit(1)  # the supervisor is gone; nobody would restart what fails from here on
         match message["type"]:
             case "engine_ready":
-                self._engine_ready()
+                self._engine_ready(message["engine"])
             case "engine_lost":
-                self._engine_lost()
-                control.send(self._socket, {"type": "engine_lost_ack", "generation": message["generation"]})
+                self._engine_lost(message["engine"])
+                control.send(self._socket, {**message, "type": "engine_lost_ack"})
             case "classes":
                 self._desk.change(self._settings.with_classes(message["classes"]).class_limits)
             case "drain":
@@ -156,18 +158,22 @@ class Frontend:
             case other:
                 raise AssertionError(f"unknown control message {other}")
 
-    def _engine_ready(self) -> None:
+    def _engine_ready(self, engine: int) -> None:
+        self._engines.came(engine)
         self._models.ready = True
         self._admission.engine_lost = False
         self._set_health(serving=True)
 
-    def _engine_lost(self) -> None:
-        # First the flag, then the ends: a caller that retries at once must not push into these rings.
-        self._admission.engine_lost = True
-        self._models.ready = False
-        self._entrance.lose_engine()
-        self._partition.lose_engine()
-        self._set_health(serving=False)
+    def _engine_lost(self, engine: int) -> None:
+        # First nothing goes there any more, then the ends: a caller that retries at once must not push into
+        # these rings.
+        self._engines.went(engine)
+        if not self._engines.ready:
+            self._admission.engine_lost = True
+            self._models.ready = False
+            self._entrance.lose_all()
+            self._set_health(serving=False)
+        self._partition.lose_engine(engine)
 
     async def _drain(self, grace_s: float) -> None:
         """Readiness off, GOAWAY, what is in flight ends, then this process does."""

@@ -1,5 +1,7 @@
 """Whether a child makes progress. One that hangs is as gone as one that died, but nobody is told of it."""
 
+CHECK_EVERY_S = 0.25
+
 
 class Progress:
     """Watches the counters of one child: what waits for it, and how often it has done something.

@@ -8,11 +8,13 @@ from scheduler.priority import urgent_classes
 from server.repository import Manifest
 from server.settings import Settings
 
-# The engine spins only where there are this many cores. With two it paid on every load that was tried:
-# the spinning engine yields its core whenever somebody else can use it, and a lone call finds it awake
-# and warm (docs/decisions/0006).
-SPIN_MIN_CORES = 2
+# An engine spins only where cores are left for those that it waits for. With two cores one engine did well to
+# spin on every load that was tried: it yields its core whenever somebody else can use it, and a lone call
+# finds it awake and warm (docs/decisions/0006).
 SPIN_AUTO_US = 2000
+# Of one GPU, for any work: copies and launches of one batch overlap with another's computation. One more
+# where none is reserved.
+GPU_STREAMS = 2
 # A Python front end saturates about one core; this many of them keep one CPU engine busy.
 CORES_PER_FRONTEND = 4
 
@@ -22,7 +24,7 @@ class EngineSizes:
     """How an engine uses its device.
 
     Attributes:
-        instances: with a core of their own each, for any work.
+        instances: for any work; on a CPU with a core of their own each.
         reserved: the same, for urgent work only.
         spares: on the cores of the front ends, for when more is queued than the others take next.
     """
@@ -46,19 +48,33 @@ def frontends(settings: Settings) -> int:
     return max(1, cores() // CORES_PER_FRONTEND) if wanted == "auto" else wanted
 
 
-def engine_sizes(settings: Settings) -> EngineSizes:
-    """Device, instances, threads and spinning of the engine."""
+def engine_sizes(settings: Settings, device: str) -> EngineSizes:
+    """Instances, threads and spinning of one engine on "cpu" or "cuda:N".
+
+    Engines on the CPU have equal parts of the cores that front ends leave over, at least one each.
+    """
     executor = settings.executor
-    device = "cpu" if executor.device == "auto" else executor.device
+    asked = settings.scheduler.reserved_instances
+    sharing = max(1, executor.device.split(",").count("cpu"))
     # Cores that no front end needs, at least one.
-    compute_cores = max(1, cores() - frontends(settings))
-    wanted = compute_cores if executor.instances == "auto" else executor.instances
+    compute_cores = max(1, max(1, cores() - frontends(settings)) // sharing)
+    if executor.instances != "auto":
+        wanted = executor.instances
+    elif device == "cpu":
+        wanted = compute_cores
+    else:
+        wanted = GPU_STREAMS + max(1, asked)
     # One at least takes any work, or bulk would never run.
-    reserved = min(settings.scheduler.reserved_instances, wanted - 1)
-    spares = 1 if executor.instances == "auto" and device == "cpu" and cores() > 1 else 0
-    threads = max(1, compute_cores // wanted) if executor.cpu_threads == "auto" else executor.cpu_threads
+    reserved = min(asked, wanted - 1)
+    threads, spares = 1, 0
+    if device == "cpu":
+        threads = max(1, compute_cores // wanted)
+        # A spare computes on a front end's core, so there is one for each of those at most.
+        spares = int(executor.instances == "auto" and cores() > 1 and sharing <= frontends(settings))
+    if executor.cpu_threads != "auto":
+        threads = executor.cpu_threads
     spin = settings.scheduler.spin_us
-    spin_us = (SPIN_AUTO_US if cores() >= SPIN_MIN_CORES else 0) if spin == "auto" else spin
+    spin_us = (SPIN_AUTO_US if cores() > sharing else 0) if spin == "auto" else spin
     return EngineSizes(device, wanted - reserved, reserved, spares, threads, spin_us * 1000)
 
 

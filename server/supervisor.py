@@ -1,25 +1,20 @@
 """The supervisor: owns the arena, starts the children, and mends what dies. Never touches a request.
 
 All its state changes on one event loop, in the order in which it hears of things. Rings are reset
-only while nobody can touch them:
+only while nobody can touch them; `server.attachments` says when that is. A successor of who died is
+spawned at once and prepares meanwhile; only its `attach` waits for the reset.
 
-    a front end died   the engine drops what it queued and says so, or is not attached;
-                       then its partition is reset and its successor may attach
-    the engine died    every attached front end has ended what it had there and says so, or is dead;
-                       then the engine's rings are reset and its successor may attach
-
-A successor is spawned at once and prepares meanwhile; only its `attach` waits for the reset.
+The service is announced once every front end and every engine is ready. From then on it is ready as long as
+every front end is, and one engine at least: the front ends leave out those that are not.
 
 A child that hangs is killed, which makes it one that died: an engine that does nothing with items queued,
-a front end that does not fetch what is completed for it.
+a front end that does not fetch what is completed for it, and either if it does not let go of the rings
+of one that died.
 """
 
 import asyncio
-import contextlib
 import os
 import signal
-import socket
-import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,9 +22,12 @@ import structlog
 
 from scheduler.arena import Arena, Dimensions
 from server import control
-from server.books import books
+from server.attachments import Attachments
+from server.books import EngineState, books
 from server.boot import Boot, spawn
-from server.liveness import Progress
+from server.children import Child
+from server.devices import engine_devices
+from server.liveness import CHECK_EVERY_S
 from server.ports import reserve_port
 from server.problems import SettingsError
 from server.repository import Repository
@@ -43,42 +41,10 @@ GIVE_UP_STARTS = 3
 FIRST_RESTART_DELAY_S = 0.1
 # Beyond the grace period, for what the children do after the last RPC has ended.
 STOP_MARGIN_S = 5.0
-CHECK_EVERY_S = 0.25
 # A batch may take this many times what is predicted for the largest before its engine counts as stuck.
 STALL_BATCHES = 5
 
 log = structlog.get_logger()
-
-
-class Child:
-    """One place for a child process; processes come and go in it."""
-
-    def __init__(self, role: str, index: int) -> None:
-        self.role = role
-        self.index = index
-        self.name = f"{role}-{index}"
-        self.process: subprocess.Popen[bytes] | None = None
-        self.socket: socket.socket | None = None
-        self.pidfd = -1
-        self.attached = False  # may touch the rings
-        self.warm = False  # waits for `attach`
-        self.ready = False  # serves
-        self.clean = True  # the rings of this place have been reset since its last process attached
-        self.failed_starts = 0  # since it last served
-        self.restarts = 0
-        self.progress = Progress(CHECK_EVERY_S)
-
-    @property
-    def alive(self) -> bool:
-        """Whether a process is in this place."""
-        return self.process is not None
-
-    def tell(self, message: control.Message) -> None:
-        """Sends a message; a child that is gone will be noticed by its exit."""
-        if self.socket is None:
-            return
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            control.send(self.socket, message)
 
 
 class Supervisor:
@@ -87,15 +53,22 @@ class Supervisor:
     def __init__(
         self, settings: Settings, repository: Repository, reload: Callable[[], Settings] | None = None
     ) -> None:
-        """`reload` reads the settings again, for SIGHUP; it may raise SettingsError."""
+        """`reload` reads the settings again, for SIGHUP; it may raise SettingsError.
+
+        Raises:
+            SettingsError: the devices that the settings ask for are not here.
+        """
         self._settings = settings
         self._reload = reload
         self._repository = repository
-        self._engine = Child("engine", 0)
+        self._devices = engine_devices(settings.executor.device)
+        self._engines = [Child("engine", index) for index in range(len(self._devices))]
         self._frontends = [Child("frontend", index) for index in range(frontends(settings))]
-        self._generation = 0
-        self._acks_missing: set[int] = set()  # front ends that have not let go of the lost engine yet
-        self._discards_missing: set[int] = set()  # dead front ends that the engine still holds items of
+        self._by_name = {child.name: child for child in self._children()}
+        self._attachments = Attachments(
+            [child.name for child in self._engines], [child.name for child in self._frontends]
+        )
+        self._generations = [0] * len(self._engines)  # how often each engine died attached
         self._announced = False
         self._stopping = False
         self._stopped = asyncio.Event()
@@ -132,13 +105,22 @@ class Supervisor:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every process serves and every model is warm."""
-        return not self._stopping and all(child.ready for child in self._children())
+        """Whether every front end serves, and an engine; at first, whether all processes do."""
+        return (
+            self._announced
+            and not self._stopping
+            and all(child.ready for child in self._frontends)
+            and any(child.ready for child in self._engines)
+        )
 
     def books(self) -> dict[str, Any]:
         """What was admitted, how it ended, and what is predicted, as JSON values."""
         names = [manifest.name for manifest in self._repository.manifests]
-        return books(self._arena, names, {child.name: child.restarts for child in self._children()})
+        restarts = {child.name: child.restarts for child in self._children()}
+        engines = [
+            EngineState(self._devices[child.index], child.ready, child.readings) for child in self._engines
+        ]
+        return books(self._arena, names, engines, restarts)
 
     def reload(self) -> None:
         """Takes up what the settings say now of the classes; the rest of a change needs a restart."""
@@ -157,9 +139,8 @@ class Supervisor:
             log.info("settings reloaded, no class has changed")
             return
         self._settings = usable
-        for child in self._children():
-            if child.attached:
-                child.tell({"type": "classes", "classes": classes})
+        for child in self._attached(self._children()):
+            child.tell({"type": "classes", "classes": classes})
         log.info("classes changed", classes=classes)
 
     def drain(self) -> None:
@@ -170,46 +151,50 @@ class Supervisor:
         if self._stopping:
             log.warning("stopping at once")
             for child in self._children():
-                if child.process is not None:
-                    child.process.kill()
+                child.kill()
             return
         self._stopping = True
         grace_s = self._settings.server.drain_grace_s
         log.info("draining", grace_s=grace_s)
         for child in self._frontends:
-            if child.attached:
+            if self._attachments.is_attached(child.name):
                 child.tell({"type": "drain", "grace_s": grace_s})
-            elif child.process is not None:
-                child.process.kill()
+            else:
+                child.kill()
         asyncio.get_running_loop().call_later(grace_s + STOP_MARGIN_S, self._kill_rest)
-        self._stop_engine_after_frontends()
+        self._stop_engines_after_frontends()
 
     def _kill_rest(self) -> None:
         for child in self._children():
-            if child.process is not None:
+            if child.alive:
                 log.error("did not stop in time", child=child.name)
                 self._exit_code = 1
-                child.process.kill()
+                child.kill()
 
-    def _stop_engine_after_frontends(self) -> None:
+    def _stop_engines_after_frontends(self) -> None:
         if any(child.alive for child in self._frontends):
             return
-        self._engine.tell({"type": "stop"})
-        if not self._engine.attached and self._engine.process is not None:
-            self._engine.process.kill()  # still loading: it holds nothing
-        if not self._engine.alive:
+        for child in self._engines:
+            child.tell({"type": "stop"})
+            if not self._attachments.is_attached(child.name):
+                child.kill()  # still loading: it holds nothing
+        if not any(child.alive for child in self._engines):
             self._stopped.set()
 
     # -- children -----------------------------------------------------------------------------
 
     def _children(self) -> Sequence[Child]:
-        return (self._engine, *self._frontends)
+        return (*self._engines, *self._frontends)
+
+    def _attached(self, children: Sequence[Child]) -> Sequence[Child]:
+        return [child for child in children if self._attachments.is_attached(child.name)]
 
     def _create_arena(self) -> None:
         signatures = [manifest.signature(manifest.latest.version) for manifest in self._repository.manifests]
         self._arena, self._arena_fd = Arena.create(
             Dimensions(
                 frontends=len(self._frontends),
+                engines=len(self._engines),
                 models=len(signatures),
                 slots_per_frontend=self._settings.scheduler.slots_per_frontend,
                 input_row_bytes=max(signature.input_row_bytes for signature in signatures),
@@ -230,11 +215,12 @@ class Supervisor:
                 parent_pid=os.getpid(),
                 arena_fd=self._arena_fd,
                 frontend_eventfds=tuple(self._eventfds[c.name] for c in self._frontends),
-                engine_eventfds=(self._eventfds[self._engine.name],),
+                engine_eventfds=tuple(self._eventfds[c.name] for c in self._engines),
                 settings=self._settings.model_dump_json(),
                 manifests=tuple(manifest.to_json() for manifest in self._repository.manifests),
                 default_model=self._repository.default_model,
                 grpc_port=self.grpc_port,
+                device=self._devices[child.index] if child in self._engines else "",
             )
         )
         # A pidfd reports the death of exactly this process, whatever becomes of its number.
@@ -249,31 +235,18 @@ class Supervisor:
 
     def _attach_clean(self) -> None:
         """Lets every prepared child at its rings, once those are clean."""
-        if self._engine.warm and self._engine.clean and not self._engine.attached:
-            self._engine.attached = True
-            self._engine.clean = False
-            self._engine.progress.reset()
-            self._engine.tell({"type": "attach", "classes": self._classes()})
-        for child in self._frontends:
-            # Not while a lost engine's rings wait for their reset: those pairs are its rings too.
-            if child.warm and child.clean and not child.attached and self._engine_settled():
-                child.attached = True
-                child.clean = False
+        for child in self._children():
+            if child.warm and self._attachments.may_attach(child.name):
+                self._attachments.attach(child.name)
                 child.progress.reset()
-                child.tell(
-                    {
-                        "type": "attach",
-                        "classes": self._classes(),
-                        "engine_ready": self._engine.ready,
-                        "engine_lost": self._generation > 0 and not self._engine.ready,
-                    }
-                )
+                child.tell(self._attach_message(child))
 
-    def _classes(self) -> dict[str, Any]:
-        return self._settings.scheduler.classes.model_dump()
-
-    def _engine_settled(self) -> bool:
-        return self._engine.attached or self._engine.clean
+    def _attach_message(self, child: Child) -> control.Message:
+        message = {"type": "attach", "classes": self._settings.scheduler.classes.model_dump()}
+        if child in self._engines:
+            return message
+        ready = [engine.index for engine in self._engines if engine.ready and self._announced]
+        return {**message, "engines_ready": ready, "engine_lost": any(self._generations) and not ready}
 
     def _heard(self, child: Child, message: control.Message | None) -> None:
         if message is None:
@@ -284,37 +257,46 @@ class Supervisor:
                 self._attach_clean()
             case "ready":
                 child.ready = True
-                if child is self._engine:
-                    for frontend in self._frontends:
-                        if frontend.attached:
-                            frontend.tell({"type": "engine_ready"})
+                if child in self._engines and self._announced:
+                    log.info("engine serves again", child=child.name)
+                    self._tell_ready([child])
                 self._announce()
             case "engine_lost_ack":
-                if message["generation"] == self._generation:
-                    self._acks_missing.discard(child.index)
-                    self._reset_engine_if_free()
+                engine = message["engine"]
+                if message["generation"] == self._generations[engine]:
+                    self._reset(self._attachments.let_go(child.name, self._engines[engine].name))
             case "discarded":
-                self._discards_missing.discard(message["frontend"])
-                self._reset_frontend(self._frontends[message["frontend"]])
+                gone = self._frontends[message["frontend"]]
+                self._reset(self._attachments.let_go(child.name, gone.name))
             case "failed":
                 if not self._announced:
                     self._exit_code = 1
                     self.drain()
+            case "device":
+                child.readings = message["readings"]
             case "drained":
                 pass
             case other:
                 raise AssertionError(f"unknown control message {other}")
 
+    def _tell_ready(self, engines: Sequence[Child]) -> None:
+        for frontend in self._attached(self._frontends):
+            for engine in engines:
+                frontend.tell({"type": "engine_ready", "engine": engine.index})
+
     def _announce(self) -> None:
-        if self.is_ready and not self._announced:
-            self._announced = True
-            log.info(
-                "ready",
-                target=self._settings.server.target(self.grpc_port),
-                models=[manifest.name for manifest in self._repository.manifests],
-                frontends=len(self._frontends),
-                status=self.status_url,
-            )
+        if self._announced or self._stopping or not all(child.ready for child in self._children()):
+            return
+        self._announced = True
+        self._tell_ready(self._engines)
+        log.info(
+            "ready",
+            target=self._settings.server.target(self.grpc_port),
+            models=[manifest.name for manifest in self._repository.manifests],
+            frontends=len(self._frontends),
+            engines=list(self._devices),
+            status=self.status_url,
+        )
 
     # -- hangs --------------------------------------------------------------------------------
 
@@ -322,36 +304,39 @@ class Supervisor:
         native = self._arena.native
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
-            engine = self._engine
-            if engine.ready:
-                waiting, steps = native.engine_progress(engine.index)
-                idle_s = engine.progress.check(waiting, steps)
-                # It may wait for a batch to fill. Woken, it looks, and a look is progress.
-                if idle_s:
-                    os.eventfd_write(self._eventfds[engine.name], 1)
-                self._kill_if_stuck(engine, idle_s, self._stall_timeout_s())
+            for child in self._engines:
+                if child.ready:
+                    idle_s = self._idle_s(child, *native.engine_progress(child.index))
+                    # It may wait for a batch to fill. Woken, it looks, and a look is progress.
+                    if idle_s:
+                        os.eventfd_write(self._eventfds[child.name], 1)
+                    self._kill_if_stuck(child, idle_s, self._stall_timeout_s(child.index))
             for child in self._frontends:
                 if child.ready:
-                    idle_s = child.progress.check(*native.frontend_progress(child.index))
+                    idle_s = self._idle_s(child, *native.frontend_progress(child.index))
                     self._kill_if_stuck(child, idle_s, self._settings.executor.stall_timeout_s)
 
-    def _stall_timeout_s(self) -> float:
+    def _idle_s(self, child: Child, waiting: int, steps: int) -> float:
+        # To let go of the rings of one that died is work, too.
+        return child.progress.check(waiting + self._attachments.owes(child.name), steps)
+
+    def _stall_timeout_s(self, engine: int) -> float:
         """The setting, or longer where the models' largest batches may well take longer."""
         longest_ns = max(
             (
                 high
                 for model in range(self._arena.native.models)
-                for _, _, high, _ in self._arena.native.forecast(self._engine.index, model)["buckets"]
+                for _, _, high, _ in self._arena.native.forecast(engine, model)["buckets"]
             ),
             default=0,
         )
         return max(self._settings.executor.stall_timeout_s, STALL_BATCHES * longest_ns / 1e9)
 
     def _kill_if_stuck(self, child: Child, idle_s: float, timeout_s: float) -> None:
-        if idle_s >= timeout_s and child.process is not None:
+        if idle_s >= timeout_s and child.alive:
             log.error("child makes no progress, killing it", child=child.name, idle_s=idle_s)
             child.progress.reset()
-            child.process.kill()
+            child.kill()
 
     # -- deaths -------------------------------------------------------------------------------
 
@@ -366,17 +351,14 @@ class Supervisor:
         os.close(child.pidfd)
         child.socket.close()
         code = child.process.wait()
-        was_attached, was_ready = child.attached, child.ready
+        was_ready = child.ready
         child.process = child.socket = None
-        child.attached = child.warm = child.ready = False
+        child.warm = child.ready = False
 
         # What it has left behind is dealt with also while stopping: others may be waiting for it.
-        if child is self._engine:
-            self._engine_died(was_attached)
-        else:
-            self._frontend_died(child, was_attached)
+        self._clean_up_after(child)
         if self._stopping:
-            self._stop_engine_after_frontends()
+            self._stop_engines_after_frontends()
             return
         log.error("child died", child=child.name, code=code)
         child.failed_starts = 0 if was_ready else child.failed_starts + 1
@@ -387,41 +369,25 @@ class Supervisor:
             return
         self._restart(child)
 
-    def _engine_died(self, was_attached: bool) -> None:
-        # It cannot answer any more, and holds nothing any more.
-        for index in list(self._discards_missing):
-            self._discards_missing.discard(index)
-            self._reset_frontend(self._frontends[index])
-        if not was_attached:
-            return
-        self._generation += 1
-        self._acks_missing = {child.index for child in self._frontends if child.attached}
-        for child in self._frontends:
-            if child.attached:
-                child.tell({"type": "engine_lost", "generation": self._generation})
-        self._reset_engine_if_free()
-
-    def _reset_engine_if_free(self) -> None:
-        if self._acks_missing or self._engine.attached or self._engine.clean:
-            return
-        self._arena.native.reset_engine(self._engine.index)
-        self._engine.clean = True
-        self._attach_clean()
-
-    def _frontend_died(self, child: Child, was_attached: bool) -> None:
-        self._acks_missing.discard(child.index)
-        self._reset_engine_if_free()
-        if not was_attached:
-            return
-        if self._engine.attached:
-            self._discards_missing.add(child.index)
-            self._engine.tell({"type": "discard", "frontend": child.index})
+    def _clean_up_after(self, child: Child) -> None:
+        if child in self._engines:
+            if self._attachments.is_attached(child.name):
+                self._generations[child.index] += 1
+            generation = self._generations[child.index]
+            told: control.Message = {"type": "engine_lost", "engine": child.index, "generation": generation}
         else:
-            self._reset_frontend(child)
+            told = {"type": "discard", "frontend": child.index}
+        aftermath = self._attachments.died(child.name)
+        for name in aftermath.ask:
+            self._by_name[name].tell(told)
+        self._reset(aftermath.reset)
 
-    def _reset_frontend(self, child: Child) -> None:
-        self._arena.native.reset_frontend(child.index)
-        child.clean = True
+    def _reset(self, names: Sequence[str]) -> None:
+        for child in map(self._by_name.__getitem__, names):
+            if child in self._engines:
+                self._arena.native.reset_engine(child.index)
+            else:
+                self._arena.native.reset_frontend(child.index)
         self._attach_clean()
 
     def _restart(self, child: Child) -> None:

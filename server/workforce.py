@@ -131,6 +131,8 @@ def warm_up(
             instances=len(workforce.instances),
             ms_by_bucket={bucket: round(of_any_work[bucket] / 1e6, 3) for bucket in buckets},
         )
+    if workforce.gpu is not None:
+        workforce.gpu.release()  # what was tried and not chosen
     return fitting
 
 

@@ -108,7 +108,8 @@ class CudaInstance(Instance):
         self._stream = device.calls.stream(urgent=urgent)
         self._buffers: dict[int, Buffers] = {}
         self._programs: list[dict[int, Program]] = [{} for _ in models]
-        self._first: dict[int, Plain] = {}  # by model, of its smallest bucket
+        # What a thread launches before its first batch; see `settle`. By model and bucket.
+        self._to_settle: dict[tuple[int, int], Plain] = {}
 
     def warm_up(self, model: int, buckets: Sequence[int], rounds: int) -> dict[int, int]:
         """See `Instance`. Of sizes that do not fit the device's memory there is none in the answer.
@@ -139,17 +140,20 @@ class CudaInstance(Instance):
                 self._device.notes.warning("batches are limited by memory", model=name, reason=str(error))
                 break
             item_bytes = peak_bytes / bucket
+            self._warm[model] = tuple(measured)
         if not measured:
             raise ModelUnusable(f"{name} does not fit the device's memory, not even for {buckets[0]} rows")
-        self._warm[model] = tuple(measured)
         return measured
 
     def settle(self) -> None:
-        """See `Instance`. cuBLAS and cuDNN have handles per thread, and make them at their first call."""
+        """See `Instance`. cuBLAS and cuDNN have handles, and what cuDNN found the fastest, per thread.
+
+        So what is not in a graph runs once, and of every model at least its smallest bucket.
+        """
         try:
             with self._calls.on(self._stream):
-                for model, plain in self._first.items():
-                    self._buffers[model].forget(self._warm[model][0])
+                for (model, bucket), plain in self._to_settle.items():
+                    self._buffers[model].forget(bucket)
                     self._run(plain)
         except Exception as error:
             self._fault(error)
@@ -227,7 +231,6 @@ class CudaInstance(Instance):
                     self._run(each)
             # Not of the first launch: libraries allocate workspaces then, which they keep.
             peak_bytes = self._calls.peak_bytes(lambda: self._run(plain))
-            self._first.setdefault(model, plain)
             best: Program = plain
             best_ns, expected = self._measure(model, plain, bucket, rounds)
             for program in self._others(model, plains, bucket):
@@ -239,6 +242,8 @@ class CudaInstance(Instance):
                 elif ns < best_ns:
                     best, best_ns = program, ns
             self._programs[model][bucket] = self._on_real_slab(model, best, bucket, plain)
+            if isinstance(best, Plain) or not self._warm[model]:
+                self._to_settle[model, bucket] = plain
         self._device.notes.info(
             "bucket is warm",
             model=signature.name,
@@ -269,8 +274,10 @@ class CudaInstance(Instance):
         signature, buffers = self._models[model].signature, self._buffers[model]
         feed = MappedFeed(self._calls, slab.trial, signature, buffers)
         rows = slab.trial_rows[:bucket]
-        # Every byte differs from its neighbours in the row and above.
-        rows[:] = (np.arange(bucket)[:, None] * 7 + np.arange(rows.shape[1])) % 251
+        # Every byte differs from its neighbours in the row and above: row i starts at byte 7 i of a pattern.
+        row_bytes = rows.shape[1]
+        pattern = np.resize(np.arange(251, dtype=np.uint8), 7 * bucket + row_bytes)
+        rows[:] = np.lib.stride_tricks.sliding_window_view(pattern, row_bytes)[: 7 * bucket : 7]
         feed.fill(np.arange(bucket, dtype=np.uint32)[::-1], bucket)
         feed.enqueue(bucket)
         for host, device in zip(buffers.host_inputs, buffers.inputs, strict=True):

@@ -17,7 +17,6 @@ T = TypeVar("T")
 
 # Of cuMemHostRegister: for all contexts of the process, and mapped into the device's addresses.
 _PORTABLE_AND_MAPPED = 0x01 | 0x02
-_ALREADY_REGISTERED = 712
 # The widest first. Rows are moved in elements as wide as their length allows: a kernel that loads single
 # bytes over PCIe would use a sixteenth of each transaction.
 _BY_WIDTH = (
@@ -54,6 +53,7 @@ class TorchCuda:
         self._fraction = memory_fraction
         self._spin = spin
         self._spoilt: list[torch.cuda.CUDAGraph] = []
+        self._mapped: list[Array] = []
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
             torch.cuda.set_device(self._device)
@@ -99,6 +99,7 @@ class TorchCuda:
     def mapped(self, rows: Array) -> Tensor:
         """See `CudaCalls`."""
         address = _map(rows)
+        self._mapped.append(rows)  # never unmapped while the driver knows it
         try:
             return torch.as_tensor(_DeviceView(rows, address), device=self._device)
         except (RuntimeError, ValueError) as error:
@@ -130,7 +131,6 @@ class TorchCuda:
         # for all would take, and a capture that fails spoils no other.
         pool = torch.cuda.graph_pool_handle()
         # A device tensor that the collector frees in the middle of a capture would spoil it.
-        gc.collect()
         was_enabled = gc.isenabled()
         gc.disable()
         try:
@@ -158,9 +158,10 @@ class TorchCuda:
             graph.capture_end()
             return
         self._spoilt.append(graph)  # the allocator may still ask it whether a stream is being captured
-        if (end := getattr(torch._C, "_cuda_endAllocateToPool", None)) is not None:
-            with suppress(Exception):
-                end(self._device.index, pool)
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            if (call := getattr(torch._C, name, None)) is not None:
+                with suppress(Exception):
+                    call(self._device.index, pool)
 
     def fault(self, error: Exception) -> Fault:
         """See `CudaCalls`."""
@@ -212,8 +213,8 @@ class _DeviceView:
 def _map(rows: Array) -> int:
     """Page-locks the memory and returns its address on the device of the current context.
 
-    By the driver, not by cudaHostRegister: a refusal of that would stay behind as the runtime's last error, and
-    the next launch would raise it.
+    By the driver, not by cudaHostRegister: a refusal of that stays behind as the last error of the runtime, and
+    the next launch raises it.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -222,7 +223,7 @@ def _map(rows: Array) -> int:
     driver.cuMemHostRegister_v2.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
     driver.cuMemHostGetDevicePointer_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)
     code = driver.cuMemHostRegister_v2(rows.ctypes.data, rows.nbytes, _PORTABLE_AND_MAPPED)
-    if code not in (0, _ALREADY_REGISTERED):
+    if code != 0:  # also if it is registered already: perhaps that was other memory at the same address
         raise NotMapped(f"cuMemHostRegister of {rows.nbytes} bytes: CUresult {code}")
     address = ctypes.c_void_p()
     code = driver.cuMemHostGetDevicePointer_v2(ctypes.byref(address), rows.ctypes.data, 0)

@@ -153,7 +153,7 @@ class Desk:
         metadata_priority: str | None,
         answer: Answer,
     ) -> Ticket:
-        """Admits a request and hands it to the engine.
+        """Admits a request and hands it to an engine.
 
         Args:
             expires_ns: the instant of the RPC's own deadline; None where it has none.
@@ -169,7 +169,7 @@ class Desk:
         model = request.model.index
         now_ns = _ring.now_ns()
         self._offenders.check(model, [payload.data for payload in request.payloads], now_ns)
-        self.admission.check(model, class_index, request.rows, deadline_ns, now_ns)
+        engine = self.admission.check(model, class_index, request.rows, deadline_ns, now_ns)
 
         partition = self.partition
         plan = self._plan(request.model.signature, request.rows, request.outputs)
@@ -180,6 +180,7 @@ class Desk:
             partition.write_input(submission, payload.offset, payload.item_bytes, payload.data)
         self.entrance.enter(
             submission,
+            engine=engine,
             now_ns=_ring.now_ns(),
             arrived_ns=arrived_ns,
             deadline_ns=deadline_ns,

@@ -1,6 +1,6 @@
 """Rounds of random faults under load.
 
-    python -m tests.chaos [--rounds 1000] [--seed 1]
+    python -m tests.chaos [--rounds 1000] [--seed 1] [--engines 1]
 
 Prints what happened by fault and status, and what memory did; exits with 1 when anything was wrong.
 """
@@ -21,6 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--engines", type=int, default=1, help="on the CPU, each in a process of its own")
     arguments = parser.parse_args()
 
     def progress(number: int, fault: str, seconds: float) -> None:
@@ -29,7 +30,7 @@ def main() -> int:
     started_s = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="tickring-chaos-") as folder,
-        World(Path(folder), arguments.seed) as world,
+        World(Path(folder), arguments.seed, arguments.engines) as world,
     ):
         report = run(world, arguments.rounds, arguments.seed, progress)
     print(file=sys.stderr)

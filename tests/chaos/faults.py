@@ -10,6 +10,8 @@ from tests.chaos.world import World
 
 # SIGSTOP to SIGCONT, more often short than long; well below the stall timeout.
 PAUSE_S = (0.05, 0.8)
+# Time for more calls than one engine is given.
+PILE_UP_S = 0.5
 # Time to send more than the slots hold.
 OVERLOAD_S = 0.4
 # What a caller may be told while a process is gone. A connection that breaks has no reason to tell.
@@ -43,7 +45,12 @@ def _kill(child: str) -> Act:
 
 
 def _stop_for_good(world: World, rng: random.Random, account: mix.Account) -> None:
-    world.stop_for_good("engine-0")
+    first, *others = world.engines
+    # Meanwhile calls pile up, so the stopped one gets some too: one without work would not be missed.
+    with world.paused(*others):
+        world.stop_for_good(first)
+        if others:
+            time.sleep(PILE_UP_S)
 
 
 def _pause_s(rng: random.Random) -> float:
@@ -52,7 +59,7 @@ def _pause_s(rng: random.Random) -> float:
 
 
 def _pause_engine(world: World, rng: random.Random, account: mix.Account) -> None:
-    with world.paused("engine-0"):
+    with world.paused(rng.choice(world.engines)):
         time.sleep(_pause_s(rng))
 
 
@@ -62,7 +69,7 @@ def _pause_frontend(world: World, rng: random.Random, account: mix.Account) -> N
 
 
 def _burst(kind: str) -> Act:
-    """A burst, half of the time met by an engine that stands still, so that all of it is queued."""
+    """A burst, half of the time met by engines that stand still, so that all of it is queued."""
 
     def act(world: World, rng: random.Random, account: mix.Account) -> None:
         if rng.random() < 0.5:
@@ -74,10 +81,10 @@ def _burst(kind: str) -> Act:
 
 
 def _into_queue(kind: str, pause_s: float) -> Act:
-    """A burst that begins while the engine stands still."""
+    """A burst that begins while no engine moves."""
 
     def act(world: World, rng: random.Random, account: mix.Account) -> None:
-        with world.paused("engine-0"):
+        with world.paused(*world.engines):
             world.begin("burst", kind=kind)
             time.sleep(pause_s)
         account.add(mix.Account.from_message(world.answer()))
@@ -85,8 +92,8 @@ def _into_queue(kind: str, pause_s: float) -> Act:
     return act
 
 
-# Only the first front end is ever killed: the other one lives as long as the campaign, so that its memory
-# can be compared. Kills of the engine are rare because each costs the seconds of a start.
+# Only the first front end and the first engine are ever killed: the others live as long as the campaign, so
+# that their memory can be compared. Kills of the engine are rare because each costs the seconds of a start.
 FAULTS = (
     Fault("kill engine", 2, _kill("engine-0"), GONE | PILED_UP, restarts="engine-0"),
     Fault("stop engine for good", 1, _stop_for_good, GONE | PILED_UP, restarts="engine-0"),

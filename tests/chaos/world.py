@@ -35,12 +35,14 @@ ANSWER_TIMEOUT_S = 90.0
 class World:
     """A server and its load. Both end with the context."""
 
-    def __init__(self, repository: Path, seed: int) -> None:
+    def __init__(self, repository: Path, seed: int, engines: int = 1) -> None:
         self._models = zoo.build(repository, *mix.MODELS)
         self._seed = seed
+        self.engines = [f"engine-{index}" for index in range(engines)]
 
     def __enter__(self) -> Self:
-        self.service = Service("--models", str(self._models), settings=SETTINGS)
+        devices = {"TICKRING_EXECUTOR__DEVICE": ",".join("cpu" for _ in self.engines)}
+        self.service = Service("--models", str(self._models), settings=SETTINGS | devices)
         try:
             self.service.ready()
             self._url: str = self.service.wait_for("ready")["status"].removesuffix("/status")
@@ -99,12 +101,12 @@ class World:
         return body
 
     def ready(self) -> bool:
-        """Whether every process of the server serves."""
+        """Whether every process of the server serves; the server itself needs only one of its engines."""
         try:
             self.get("/readyz")
+            return all(engine["ready"] for engine in json.loads(self.get("/status"))["engines"])
         except OSError:
             return False
-        return True
 
     def kill(self, child: str) -> None:
         """kill -9."""
@@ -115,14 +117,13 @@ class World:
         pause(self.pid(child))
 
     @contextlib.contextmanager
-    def paused(self, child: str) -> Iterator[None]:
-        """Stops a child while the context lasts."""
-        pid = self.pid(child)
-        pause(pid)
-        try:
+    def paused(self, *children: str) -> Iterator[None]:
+        """Stops children while the context lasts."""
+        with contextlib.ExitStack() as stack:
+            for pid in map(self.pid, children):
+                pause(pid)
+                stack.callback(os.kill, pid, signal.SIGCONT)
             yield
-        finally:
-            os.kill(pid, signal.SIGCONT)
 
     def pid(self, child: str) -> int:
         """The process that is "engine-0" or "frontend-0" now."""
@@ -134,7 +135,6 @@ class World:
         pids["supervisor"] = self.service.process.pid
         return {name: psutil.Process(pid).memory_info().rss for name, pid in pids.items()}
 
-    @staticmethod
-    def children() -> Sequence[str]:
+    def children(self) -> Sequence[str]:
         """Names of the supervisor's children."""
-        return ("engine-0", *(f"frontend-{index}" for index in range(FRONTENDS)))
+        return (*self.engines, *(f"frontend-{index}" for index in range(FRONTENDS)))

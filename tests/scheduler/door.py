@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scheduler import _ring
+from scheduler.engines import Engines
 from scheduler.entrance import Entrance
 from scheduler.forecast import Forecasts
 from scheduler.partition import Outcome, Partition, Submission
@@ -26,9 +27,11 @@ class Door:
     alarms: int = 0
 
     def __post_init__(self) -> None:
+        self.engines = Engines(self.partition, [Forecasts(self.world.arena, 0)])
+        self.engines.came(0)
         self.entrance = Entrance(
             self.partition,
-            Forecasts(self.world.arena, 0),
+            self.engines,
             DEFAULT_LIMITS,
             models=len(self.world.plans),
             bulk_quantum_ns=QUANTUM_MS * MS,
@@ -53,6 +56,7 @@ class Door:
         submission = self.partition.reserve(rows, model, number - 1, ended)
         self.entrance.enter(
             submission,
+            engine=self.engines.choose(model, number - 1, rows, now_ns),
             now_ns=now_ns,
             arrived_ns=now_ns,
             deadline_ns=_ring.NO_DEADLINE if timeout_ms is None else now_ns + round(timeout_ms * MS),

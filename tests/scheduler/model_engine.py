@@ -21,8 +21,7 @@ from scheduler.latency import LearnedLatency
 from scheduler.partition import Outcome
 from scheduler.policy import BatchPlan
 from scheduler.priority import ClassLimits, urgent_classes
-from server.admission import ENGINE
-from tests.scheduler.model_world import QUANTUM_NS, SIGNATURE, TICK, ModelWorld
+from tests.scheduler.model_world import ENGINE, QUANTUM_NS, SIGNATURE, TICK, ModelWorld
 from tests.scheduler.plain_model import ALL_CLASSES, MODELS, Fault, Row, Running
 
 BUCKETS = ((1, 2, 4, 8), (1, 3, 6))  # by model
@@ -139,7 +138,7 @@ class Engine:
         self.dispatcher.warm()
 
     def change(self, limits: Sequence[ClassLimits], steps_down: int) -> None:
-        """Other settings and pressure of this strength, from the next decision of a leader on."""
+        """Other settings and pressure of this strength, from the next decision on."""
         self._next_plans = _plans(limits)
         self._next_steps_down = steps_down
         self.dispatcher.replan(self._next_plans)
@@ -149,6 +148,7 @@ class Engine:
         """An idle instance asks for work. None when it has a batch now, or how long it would sleep."""
         assert self.running[at] is None
         self._at = at
+        self._plans, self._steps_down = self._next_plans, self._next_steps_down
         batch: Batch | None
         if KINDS[at] == "spare":
             step = self.dispatcher.poll(spare=True)
@@ -157,7 +157,6 @@ class Engine:
                 return self._check_patience(_ring.NO_DEADLINE if step.at_ns is None else step.at_ns - now_ns)
             batch = step
         else:
-            self._plans, self._steps_down = self._next_plans, self._next_steps_down
             try:
                 batch = self.dispatcher.next_batch(reserved=KINDS[at] == "reserved")
             except WouldSleep as sleep:

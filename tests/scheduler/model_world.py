@@ -14,17 +14,19 @@ import numpy as np
 from scheduler import _ring
 from scheduler.arena import Arena, Dimensions
 from scheduler.clock import VirtualClock
+from scheduler.engines import Engines
 from scheduler.entrance import Entrance
 from scheduler.errors import DeadlineMissed, Overloaded, RequestError, Unavailable
 from scheduler.forecast import Forecasts
 from scheduler.partition import Outcome, Partition, Submission
 from scheduler.priority import ClassLimits
 from scheduler.signature import DataType, ModelSignature, TensorSpec
-from server.admission import ENGINE, Admission
+from server.admission import Admission
 from tests.scheduler.plain_model import FRONTENDS, MODELS, Books, Fault, Queues, Request, Row, Wish
 
 # Everything lasts a whole number of these, so that instants often coincide.
 TICK = 250_000
+ENGINE = 0
 SLOTS = 14  # rings of 16 wrap around within a few requests
 QUANTUM_NS = 3 * TICK  # what divides urgent classes from bulk
 MODEL_LIMITS = (None, 18)
@@ -123,26 +125,27 @@ class Frontend:
         engine_lost: bool,
     ) -> None:
         self.partition = CheckedPartition(self, world, index)
-        forecasts = Forecasts(world.arena, ENGINE)
+        self._engines = Engines(self.partition, [Forecasts(world.arena, ENGINE)])
         self._entrance = Entrance(
             self.partition,
-            forecasts,
+            self._engines,
             limits,
             models=MODELS,
             bulk_quantum_ns=QUANTUM_NS,
             frontends=FRONTENDS,
-            engine=ENGINE,
         )
         self.admission = Admission(
             self.partition,
             self._entrance,
-            forecasts,
+            self._engines,
             limits,
             FRONTENDS,
             early_refusal=early_refusal,
             model_limits=MODEL_LIMITS,
         )
         self.admission.engine_lost = engine_lost
+        if not engine_lost:
+            self.engine_ready()
         self.acknowledged = True  # the loss of the last engine
         self.open: list[Request] = []  # in the order of arrival
         self.completed: list[Row] = []  # handed back by the engine, not drained
@@ -154,6 +157,11 @@ class Frontend:
         # What is being done, and so how a request may end.
         self._cancelling: Request | None = None
         self._losing = False
+
+    def engine_ready(self) -> None:
+        """On the supervisor's word."""
+        self._engines.came(ENGINE)
+        self.admission.engine_lost = False
 
     def change(self, limits: Sequence[ClassLimits]) -> None:
         self._limits = limits
@@ -168,7 +176,8 @@ class Frontend:
         refused: type[RequestError] | None = None
         try:
             self.admission.check_serving()
-            self.admission.check(wish.model, wish.cls, len(wish.faults), deadline_ns, now_ns)
+            engine = self.admission.check(wish.model, wish.cls, len(wish.faults), deadline_ns, now_ns)
+            assert engine == ENGINE
         except RequestError as error:
             refused = type(error)
         if refused is not expected:
@@ -213,12 +222,13 @@ class Frontend:
     def lose_engine(self) -> None:
         """On the supervisor's word. What the engine still completed keeps its outcome."""
         self.admission.engine_lost = self._losing = True
-        self._entrance.lose_engine()
+        self._engines.went(ENGINE)
+        self._entrance.lose_all()
         lost = sum(row.outcome is None for request in self.open for row in request.rows)
         self._book_completed()
         self._world.books.ended[self._index][Outcome.LOST] += lost
         self._world.seen["row LOST"] += lost
-        self.partition.lose_engine()
+        self.partition.lose_engine(ENGINE)
         self._losing = False
         self._settle()
         assert self.open == []
@@ -319,6 +329,7 @@ class Frontend:
         self.open.append(request)
         self._entrance.enter(
             submission,
+            engine=ENGINE,
             now_ns=now_ns,
             arrived_ns=now_ns,
             deadline_ns=deadline_ns,

@@ -235,8 +235,8 @@ def test_lost_engine_ends_what_is_held_as_well(make_door: MakeDoor) -> None:
     for number in (3, 4, 5):
         door.fill(number, 3)
     assert sum(door.held) == 5
-    door.entrance.lose_engine()
-    door.partition.lose_engine()
+    door.entrance.lose_all()
+    door.partition.lose_engine(0)
     assert len(door.ended) == len({name for name, _ in door.ended}) == 9
     assert {outcome for _, outcome in door.ended} == {Outcome.LOST}
     assert (door.entrance.holds, door.partition.free_slots) == (False, 64)

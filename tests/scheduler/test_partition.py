@@ -68,7 +68,7 @@ def test_free_slots_are_published_as_they_change(world: World) -> None:
     world.run_all()
     assert published() == 32
     world.submit("a too", rows=[1.0] * 4)
-    partition.lose_engine()
+    partition.lose_engine(0)
     assert published() == 32
 
 
@@ -218,7 +218,7 @@ def test_books_count_each_end_once(make_world: MakeWorld) -> None:
     world.clock.advance(2 * MS)
     world.run_all()
     world.submit("lost", rows=[1.0, 2.0, 3.0])
-    world.partition.lose_engine()
+    world.partition.lose_engine(0)
     books = world.partition.books()
     assert {outcome: books["ended"][outcome] for outcome in Outcome} == {
         Outcome.RESULT: 2,
@@ -263,7 +263,7 @@ def test_lost_engine_takes_what_it_had_completed(make_world: MakeWorld) -> None:
     world = make_world(plans=[BatchPlan((1,), (0,) * 5, None)])
     world.submit("a", rows=[1.0, 2.0])
     world.instance.run(batch_of(world))
-    world.partition.lose_engine()
+    world.partition.lose_engine(0)
     assert world.answers["a"].outcome is Outcome.LOST
     assert world.partition.books()["ended"][Outcome.RESULT] == 1
     assert world.partition.books()["ended"][Outcome.LOST] == 1

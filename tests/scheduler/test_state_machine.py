@@ -26,9 +26,8 @@ from hypothesis.stateful import (
 from scheduler import _ring
 from scheduler.partition import Outcome
 from scheduler.priority import ClassLimits
-from server.admission import ENGINE
 from tests.scheduler.model_engine import KINDS, Engine
-from tests.scheduler.model_world import SLOTS, TICK, Frontend, ModelWorld
+from tests.scheduler.model_world import ENGINE, SLOTS, TICK, Frontend, ModelWorld
 from tests.scheduler.plain_model import FRONTENDS, MODELS, Fault, Request, Wish
 
 EXAMPLES = os.environ.get("TICKRING_EXAMPLES")
@@ -254,7 +253,7 @@ class ServiceMachine(RuleBasedStateMachine):
                 self.rings_are_clean = False
                 for frontend in self.frontends:
                     if frontend is not None:
-                        frontend.admission.engine_lost = False
+                        frontend.engine_ready()
 
     def discarded(self, index: int) -> None:
         """The engine's answer, once: nothing of that front end is queued or in a batch."""

@@ -7,7 +7,7 @@ import pytest
 
 from scheduler import _ring
 from scheduler.errors import DeadlineMissed, Overloaded, Unavailable
-from scheduler.forecast import REFRESH_NS, Forecasts
+from scheduler.forecast import REFRESH_NS
 from scheduler.partition import Outcome, Submission
 from scheduler.priority import ClassLimits, PriorityClass
 from server import admission
@@ -47,7 +47,7 @@ class Door:
         self.admission = Admission(
             front_end.partition,
             front_end.entrance,
-            Forecasts(front_end.arena, 0),
+            front_end.engines,
             limits_of(*queue_limits or (1000,)),
             frontends,
             early_refusal=early_refusal,
@@ -312,6 +312,48 @@ def test_nobody_is_refused_before_anything_is_known(front_end: FrontEnd) -> None
     door.check(in_ms=0.1, now_ns=NOW + REFRESH_NS - 1)
     with pytest.raises(DeadlineMissed):
         door.check(in_ms=0.1, now_ns=NOW + REFRESH_NS)
+
+
+def test_the_engine_that_is_done_first_decides(make_front_end: MakeFrontEnd) -> None:
+    """Only when no engine can do it in time is a request refused; and it is told where it should go."""
+    front_end = make_front_end(engine_count=2)
+    for port, batch_ms in zip(front_end.ports, (5, 3), strict=True):
+        port.publish_forecast(0, 1, MS, [1], [0], [0], [batch_ms * MS])
+    admission = Door(front_end).admission
+    assert admission.check(0, HIGH.index, 1, NOW + 3 * MS, NOW) == 1
+    with pytest.raises(DeadlineMissed, match=r"this would be done in 3 ms at best$"):
+        admission.check(0, HIGH.index, 1, NOW + 3 * MS - 1, NOW)
+    front_end.engines.went(1)
+    assert admission.check(0, HIGH.index, 1, NOW + 5 * MS, NOW) == 0
+    with pytest.raises(DeadlineMissed, match=r"this would be done in 5 ms at best$"):
+        admission.check(0, HIGH.index, 1, NOW + 5 * MS - 1, NOW)
+
+
+def test_whose_turn_it_is_refuses_nobody(make_front_end: MakeFrontEnd) -> None:
+    """The engine used least recently may be a little late, as far as can be known; the other would not be."""
+    front_end = make_front_end(engine_count=2)
+    for port, batch_us in zip(front_end.ports, (1050, 1000), strict=True):
+        port.publish_forecast(0, 1, MS, [1], [0], [0], [batch_us * 1000])
+    admission = Door(front_end).admission
+    front_end.engines.used(1)
+    assert admission.check(0, HIGH.index, 1, NOW + MS, NOW) == 0
+
+
+def test_a_request_enters_the_lanes_of_the_engine_it_was_admitted_for(make_front_end: MakeFrontEnd) -> None:
+    """From the desk to the push."""
+    front_end = make_front_end(engine_count=2)
+    for port, batch_ms in zip(front_end.ports, (5, 3), strict=True):
+        port.publish_forecast(0, 1, MS, [1], [0], [0], [batch_ms * MS])
+    front_end.submit(request(priority=HIGH.value))
+    assert [sum(front_end.partition.depths(engine)) for engine in range(2)] == [0, 1]
+
+
+def test_hints_reckon_with_all_engines(make_front_end: MakeFrontEnd) -> None:
+    """Two that take 20 ms for an item clear three of them in 30."""
+    front_end = make_front_end(engine_count=2)
+    for port in front_end.ports:
+        port.publish_forecast(0, 1, 20 * MS, [1], [0], [0], [0])
+    assert math.isclose(Door(front_end, 4).refusal(4 + 3).retry_after_s, 0.03)
 
 
 def test_full_comes_before_late(front_end: FrontEnd) -> None:

@@ -128,6 +128,7 @@ BOOT = Boot(
     manifests=("{}", '{"é": 1}'),
     default_model=None,
     grpc_port=8001,
+    device="cuda:1",
 )
 
 

@@ -222,7 +222,7 @@ def test_input_that_was_not_computed_is_no_offender(front_end: FrontEnd) -> None
         front_end.submit(request(2)).cancel()
         front_end.complete(Outcome.RESULT)
         front_end.submit(request(2))
-        front_end.partition.lose_engine()
+        front_end.partition.lose_engine(0)
         front_end.arena.native.reset_engine(0)
     front_end.submit(request(2))
 
@@ -254,7 +254,7 @@ def test_cancelled_before_it_entered_the_lanes(front_end: FrontEnd) -> None:
 def test_lost_with_its_engine(front_end: FrontEnd) -> None:
     """Trying again is safe, and the slots are free."""
     front_end.submit(request(2))
-    front_end.partition.lose_engine()
+    front_end.partition.lose_engine(0)
     (answer,) = front_end.answers
     assert isinstance(answer, Unavailable)
     assert (answer.reason, answer.retry_after_s) == ("ENGINE_LOST", 1.0)

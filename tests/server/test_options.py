@@ -103,7 +103,7 @@ def test_bad_settings_exit_with_2_and_a_line_each() -> None:
     assert done.stderr.splitlines() == [
         "TICKRING_SERVER__HOTS = x: is no setting, did you mean TICKRING_SERVER__HOST?",
         "server.grpc_port = 99999: must be at most 65535",
-        "executor.device = tpu: must be auto, cpu, cuda or cuda:N",
+        "executor.device = tpu: must be auto, cpu, cuda, cuda:N or a list of cpu and cuda:N",
     ]
 
 

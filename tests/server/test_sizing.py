@@ -53,7 +53,7 @@ def test_auto(
     """A front end for four cores, a thread on each core that is left, and a spare beside the front ends."""
     on_cores(cores)
     assert frontends(settings()) == expected_frontends
-    assert engine_sizes(settings()) == EngineSizes("cpu", instances, 0, spares, 1, spin_ns)
+    assert engine_sizes(settings(), "cpu") == EngineSizes("cpu", instances, 0, spares, 1, spin_ns)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,6 @@ def test_auto(
         ({"instances": 2}, EngineSizes("cpu", 2, 0, 0, 3, SPIN_NS)),
         ({"cpu_threads": 4}, EngineSizes("cpu", 6, 0, 1, 4, SPIN_NS)),
         ({"instances": 64}, EngineSizes("cpu", 64, 0, 0, 1, SPIN_NS)),
-        ({"device": "cuda:1"}, EngineSizes("cuda:1", 6, 0, 0, 1, SPIN_NS)),
     ],
 )
 def test_what_is_set_is_used(
@@ -70,7 +69,63 @@ def test_what_is_set_is_used(
 ) -> None:
     """And what is left on auto shares the six cores that eight minus two front ends leave."""
     on_cores(8)
-    assert engine_sizes(settings(executor=executor)) == expected
+    assert engine_sizes(settings(executor=executor), "cpu") == expected
+
+
+@pytest.mark.parametrize(
+    ("executor", "asked", "instances", "reserved", "threads"),
+    [
+        ({}, 0, 3, 0, 1),
+        ({}, 1, 2, 1, 1),
+        ({}, 4, 2, 4, 1),
+        ({"instances": 6}, 1, 5, 1, 1),
+        ({"instances": 1}, 1, 1, 0, 1),
+        ({"cpu_threads": 2}, 0, 3, 0, 2),
+    ],
+)
+def test_instances_of_a_gpu_are_streams(
+    on_cores: Callable[[int], None],
+    executor: dict[str, Any],
+    asked: int,
+    instances: int,
+    reserved: int,
+    threads: int,
+) -> None:
+    """Two at least for any work, whatever the cores; and none computes on a core of a front end."""
+    on_cores(16)
+    sizes = engine_sizes(
+        settings(executor={"device": "cuda", **executor}, scheduler={"reserved_instances": asked}), "cuda:1"
+    )
+    assert sizes == EngineSizes("cuda:1", instances, reserved, 0, threads, SPIN_NS)
+
+
+@pytest.mark.parametrize(
+    ("cores", "device", "instances", "spares", "spins"),
+    [
+        (2, "cpu,cpu", 1, 0, False),
+        (3, "cpu,cpu", 1, 0, True),
+        (8, "cpu,cpu", 3, 1, True),  # two front ends: a spare beside each
+        (8, "cpu,cpu,cpu", 2, 0, True),
+        (8, "cpu,cuda:0", 6, 1, True),
+        (16, "cpu,cpu,cpu,cpu", 3, 1, True),
+    ],
+)
+def test_engines_on_the_cpu_share_it(
+    on_cores: Callable[[int], None], cores: int, device: str, instances: int, spares: int, spins: bool
+) -> None:
+    """Equal parts of what the front ends leave; spares and spinning as long as there is a core for each."""
+    on_cores(cores)
+    sizes = engine_sizes(settings(executor={"device": device}), "cpu")
+    assert sizes == EngineSizes("cpu", instances, 0, spares, 1, SPIN_NS if spins else 0)
+
+
+def test_threads_of_engines_on_the_cpu_share_it(on_cores: Callable[[int], None]) -> None:
+    """Fourteen cores beside the front ends, seven for each of two engines, three for each instance."""
+    on_cores(16)
+    sizes = engine_sizes(
+        settings(server={"frontends": 2}, executor={"device": "cpu,cpu", "instances": 2}), "cpu"
+    )
+    assert (sizes.instances, sizes.threads, sizes.spares) == (2, 3, 0)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +137,14 @@ def test_reserved_instances_are_some_of_all(
 ) -> None:
     """One at least takes any work, or bulk would never run; threads are shared by them all."""
     on_cores(cores)
-    sizes = engine_sizes(settings(scheduler={"reserved_instances": wanted}))
+    sizes = engine_sizes(settings(scheduler={"reserved_instances": wanted}), "cpu")
     assert (sizes.instances, sizes.reserved, sizes.threads) == (instances, reserved, threads)
 
 
 def test_spinning_as_set(on_cores: Callable[[int], None]) -> None:
     """Whatever the cores."""
     on_cores(2)
-    assert engine_sizes(settings(scheduler={"spin_us": 250})).spin_ns == 250_000
+    assert engine_sizes(settings(scheduler={"spin_us": 250}), "cpu").spin_ns == 250_000
 
 
 def test_front_ends_as_set(on_cores: Callable[[int], None]) -> None:
@@ -97,7 +152,7 @@ def test_front_ends_as_set(on_cores: Callable[[int], None]) -> None:
     on_cores(4)
     crowded = settings(server={"frontends": 7})
     assert frontends(crowded) == 7
-    assert engine_sizes(crowded).instances == 1
+    assert engine_sizes(crowded, "cpu").instances == 1
 
 
 def test_cores_are_those_this_process_may_use() -> None:

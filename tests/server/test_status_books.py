@@ -1,13 +1,14 @@
 """The books of a service, in numbers that add up."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from scheduler.partition import Outcome
 from scheduler.priority import PriorityClass
-from server.books import books
+from server.books import EngineState, books
 from tests.server.world import FrontEnd, request
 
 LOW = PriorityClass.BACKGROUND_TASKS
@@ -15,7 +16,9 @@ LOW = PriorityClass.BACKGROUND_TASKS
 
 def read(front_end: FrontEnd) -> dict[str, Any]:
     """As `/status` gives them: through JSON."""
-    found: dict[str, Any] = json.loads(json.dumps(books(front_end.arena, ["pair"], {"engine-0": 2})))
+    found: dict[str, Any] = json.loads(
+        json.dumps(books(front_end.arena, ["pair"], [EngineState("cpu", True, {})], {"engine-0": 2}))
+    )
     return found
 
 
@@ -37,6 +40,9 @@ def test_nothing_has_happened_yet(front_end: FrontEnd) -> None:
         "engines": [
             {
                 "name": "engine-0",
+                "device": "cpu",
+                "ready": True,
+                "readings": {},
                 **dict.fromkeys(
                     ["taken", "completed", "lost", "discarded", "batches", "corrupt", "waiting"], 0
                 ),
@@ -52,6 +58,24 @@ def test_nothing_has_happened_yet(front_end: FrontEnd) -> None:
         ],
         "restarts": {"engine-0": 2},
     }
+
+
+def test_each_engine_has_its_own_books(make_front_end: Callable[..., FrontEnd]) -> None:
+    """With its device, and whether it is ready; what one has is not the other's."""
+    front_end = make_front_end(engine_count=2)
+    front_end.submit(request(3))
+    front_end.engines.went(1)
+    front_end.submit(request(2))
+    readings = {"gpu_utilization_ratio": 0.5}
+    states = [EngineState("cuda:1", True, readings), EngineState("cpu", False, {})]
+    engines = books(front_end.arena, ["pair"], states, {})["engines"]
+    assert [(each["name"], each["device"], each["ready"]) for each in engines] == [
+        ("engine-0", "cuda:1", True),
+        ("engine-1", "cpu", False),
+    ]
+    assert [each["readings"] for each in engines] == [readings, {}]
+    assert [each["waiting"] for each in engines] == [2, 3]
+    assert [each["models"]["pair"]["queued"]["batch_processing"] for each in engines] == [2, 3]
 
 
 def test_items_are_counted_from_admission_to_their_end(front_end: FrontEnd) -> None:
@@ -71,7 +95,7 @@ def test_items_are_counted_from_admission_to_their_end(front_end: FrontEnd) -> N
     front_end.submit(request(2)).cancel()
     front_end.complete(Outcome.RESULT)
     front_end.submit(request(4))
-    front_end.partition.lose_engine()
+    front_end.partition.lose_engine(0)
     front_end.arena.native.reset_engine(0)
     found = read(front_end)
     (frontend,), (engine,) = found["frontends"], found["engines"]

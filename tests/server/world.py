@@ -7,6 +7,7 @@ import numpy as np
 
 from scheduler import _ring
 from scheduler.arena import Arena, Dimensions
+from scheduler.engines import Engines
 from scheduler.entrance import Entrance
 from scheduler.errors import RequestError
 from scheduler.forecast import Forecasts
@@ -83,6 +84,7 @@ class FrontEnd:
 
     slots: int = 16
     model_count: int = 1
+    engine_count: int = 1
     models: ModelTable = field(default_factory=table)
     answers: list[bytes | RequestError] = field(default_factory=list)
 
@@ -91,29 +93,38 @@ class FrontEnd:
             Dimensions(
                 frontends=1,
                 models=self.model_count,
+                engines=self.engine_count,
                 slots_per_frontend=self.slots,
                 input_row_bytes=SIGNATURE.input_row_bytes,
                 output_row_bytes=SIGNATURE.output_row_bytes,
             )
         )
         self.frontend_fd = os.eventfd(0, os.EFD_NONBLOCK)
-        self.engine_fd = os.eventfd(0, os.EFD_NONBLOCK)
-        self.partition = Partition(self.arena, 0, self.frontend_fd, [self.engine_fd])
-        forecasts = Forecasts(self.arena, 0)
+        self.engine_fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(self.engine_count)]
+        self.partition = Partition(self.arena, 0, self.frontend_fd, self.engine_fds)
+        self.engines = Engines(
+            self.partition, [Forecasts(self.arena, engine) for engine in range(self.engine_count)]
+        )
+        for engine in range(self.engine_count):
+            self.engines.came(engine)
         self.entrance = Entrance(
             self.partition,
-            forecasts,
+            self.engines,
             DEFAULT_LIMITS,
             models=self.model_count,
             bulk_quantum_ns=BULK_QUANTUM_NS,
         )
-        self.admission = Admission(self.partition, self.entrance, forecasts, DEFAULT_LIMITS, 1)
+        self.admission = Admission(self.partition, self.entrance, self.engines, DEFAULT_LIMITS, 1)
         self.desk = Desk(self.partition, self.entrance, self.admission, self.models, DEFAULT_LIMITS)
-        self.engine = _ring.EnginePort(self.arena.native, 0, self.engine_fd, [self.frontend_fd])
+        self.ports = [
+            _ring.EnginePort(self.arena.native, engine, fd, [self.frontend_fd])
+            for engine, fd in enumerate(self.engine_fds)
+        ]
+        self.engine = self.ports[0]
 
     def close(self) -> None:
-        os.close(self.frontend_fd)
-        os.close(self.engine_fd)
+        for fd in (self.frontend_fd, *self.engine_fds):
+            os.close(fd)
 
     def submit(
         self,

@@ -300,3 +300,11 @@ def test_urgent_instances_have_an_urgent_stream() -> None:
                 urgent=urgent,
             )
         assert [stream.urgent for stream in passage.calls.streams] == [False, False, True]
+
+
+def test_a_thread_settles_every_size_that_is_no_graph() -> None:
+    """What cuDNN found the fastest is known to the thread that warmed up alone."""
+    with CudaPassage(graphs=False) as passage:
+        passage.warm()
+        passage.instance.settle()
+        assert passage.model.launches == [1, 2, 4, 8]
