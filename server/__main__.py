@@ -46,6 +46,9 @@ def main() -> None:
     logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
     try:
         sys.exit(asyncio.run(_serve(settings, Supervisor(settings, repository, load))))
+    except SettingsError as error:  # what only a look at this machine shows: no such device
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_MISUSE)
     except PortInUse as error:
         sys.exit(f"tickring-server: {error}")
 

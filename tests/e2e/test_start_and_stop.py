@@ -7,7 +7,7 @@ import socket
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -223,7 +223,7 @@ async def test_a_whole_life(launch: Launch, small: Path) -> None:
         assert (await watch.next(), await model_watch.next()) == (SERVING, SERVING)
         assert (await unary(channel, doubler())).code is Code.OK
 
-        await drain(service, channel, watch)
+        await drain(service, channels, watch)
         assert await model_watch.next() == NOT_SERVING
         assert await model_watch.next() is None
     assert service.check_ends() >= 24
@@ -257,17 +257,27 @@ def paused_successor(service: Service, lost: int, seen: int) -> Iterator[None]:
         os.kill(successor, signal.SIGCONT)
 
 
-async def drain(service: Service, channel: grpc.aio.Channel, watch: Watch) -> None:
-    """SIGTERM while requests are in flight: they are answered, nothing else is, and the server is gone."""
+async def drain(service: Service, channels: Sequence[grpc.aio.Channel], watch: Watch) -> None:
+    """SIGTERM while requests are in flight: they are answered, nothing else is, and the server is gone.
+
+    `channels` reach every front end, the first of them is watched by `watch`.
+    """
+    channel, *others = channels
+    watches = [Watch(each) for each in others]
+    for each in watches:
+        assert await each.next() == SERVING
     open_stream, closed_stream = RpcStream(channel), RpcStream(channel)
     with service.paused():
         for stream in (open_stream, closed_stream):
             await stream.send(streamed(1, doubler()), b"\xff")
             assert (await stream.answer())[0] == 0  # so the request before it has been admitted
         await closed_stream.half_close()
+        await state_of_model(channel)  # on the same connection: the half-close has arrived before it
         service.signal(signal.SIGTERM)
         assert await watch.next() == NOT_SERVING
         assert await watch.next() is None  # a watcher does not hold the drain
+        for each in watches:  # or the late call might come to a front end that has not heard of it yet
+            assert (await each.next(), await each.next()) == (NOT_SERVING, None)
         late = await unary(channel, doubler())
         assert late.code is Code.UNAVAILABLE
 

@@ -1,10 +1,7 @@
 """The service config that comes with the protos, with two servers behind one name."""
 
 import asyncio
-import json
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -13,6 +10,7 @@ import pytest
 from tests.e2e.calls import unary, window_request
 from tests.e2e.conftest import Launch
 from tests.e2e.service import BUNDLED, Service
+from tests.e2e.status import admitted
 from tickring.v1 import inference_pb2
 
 SERVICE_CONFIG = (Path(inference_pb2.__file__).parent / "service_config.json").read_text()
@@ -56,14 +54,6 @@ class Load:
             async with self._moved:
                 self.endings.append(ending.code)
                 self._moved.notify_all()
-
-
-def admitted(service: Service) -> int:
-    """Items that this server has let in."""
-    url: str = service.wait_for("ready")["status"]
-    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
-        books: dict[str, Any] = json.load(answer)
-    return sum(frontend["admitted"] for frontend in books["frontends"])
 
 
 @pytest.mark.slow
