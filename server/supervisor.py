@@ -354,6 +354,7 @@ class Supervisor:
         was_ready = child.ready
         child.process = child.socket = None
         child.warm = child.ready = False
+        child.readings = {}
 
         # What it has left behind is dealt with also while stopping: others may be waiting for it.
         self._clean_up_after(child)
