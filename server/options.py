@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--http-port", metavar="N", help="/healthz and /readyz; default 8002")
     parser.add_argument("--admin-port", metavar="N", help="default 8003")
     parser.add_argument("--frontends", metavar="N|auto", help="front end processes; default auto")
-    parser.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N, or a list of cpu and cuda:N; default auto")
+    parser.add_argument(
+        "--device", metavar="D", help="auto, cpu, cuda, cuda:N, or a list of cpu and cuda:N; default auto"
+    )
     parser.add_argument("--check-config", action="store_true", help="validate everything, then exit")
     parser.add_argument("--print-config", action="store_true", help="print the settings as TOML, then exit")
     return parser
