@@ -213,8 +213,8 @@ class _DeviceView:
 def _map(rows: Array) -> int:
     """Page-locks the memory and returns its address on the device of the current context.
 
-    By the driver, not by cudaHostRegister: a refusal of that stays behind as the last error of the runtime, and
-    the next launch raises it.
+    By the driver, not by cudaHostRegister, whose refusal stays behind as the last error of the runtime: the
+    next launch would raise it.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
