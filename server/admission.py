@@ -17,6 +17,7 @@ from scheduler import _ring
 from scheduler.engines import Engines
 from scheduler.entrance import Entrance
 from scheduler.errors import DeadlineMissed, Overloaded, Unavailable
+from scheduler.latency import STALE_NS
 from scheduler.partition import Partition
 from scheduler.priority import ClassLimits, PriorityClass
 
@@ -61,6 +62,7 @@ class Admission:
         self._early_refusal = early_refusal
         self._model_share = [None if limit is None else self._share(limit) for limit in model_limits]
         self._delivery_ns = 0.0
+        self._delivered_ns = 0
         self.engine_lost = False
         self.draining = False
         self.change(limits)
@@ -78,9 +80,10 @@ class Admission:
                 "the engine is restarting", reason="ENGINE_RESTARTING", retry_after_s=ENGINE_RETRY_S
             )
 
-    def delivered(self, lag_ns: int) -> None:
+    def delivered(self, lag_ns: int, now_ns: int) -> None:
         """A result was taken back this long after it was computed; a busy front end is late with all."""
         self._delivery_ns = max(lag_ns, self._delivery_ns * DELIVERY_DECAY)
+        self._delivered_ns = now_ns
 
     def check(self, model: int, class_index: int, rows: int, deadline_ns: int, now_ns: int) -> int:
         """Lets `rows` items of a class in, or not. Returns the engine that is expected to be done first.
@@ -97,7 +100,9 @@ class Admission:
             return engine
         if self._entrance.held_rows[class_index]:
             done_ns += self._entrance.wait_ns(class_index, self._engines.item_ns(model, now_ns))
-        done_ns += int(self._delivery_ns)
+        # While all are refused by it nothing is delivered, and nothing would ever correct it.
+        if now_ns - self._delivered_ns < STALE_NS:
+            done_ns += int(self._delivery_ns)
         way_back_ns = min(WAY_BACK_MOST_NS, int((deadline_ns - now_ns) * WAY_BACK_PART))
         if done_ns > deadline_ns - way_back_ns:
             raise DeadlineMissed(

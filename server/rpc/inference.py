@@ -71,7 +71,7 @@ class Ticket:
             result = self._plan.encode(
                 partition, submission, self.request.request_id, self.arrived_ns, now_ns
             )
-            self._desk.admission.delivered(now_ns - submission.compute_end_ns)
+            self._desk.admission.delivered(now_ns - submission.compute_end_ns, now_ns)
         else:
             result = self._error(submission)
             if submission.outcome in (Outcome.ERROR, Outcome.NON_FINITE):

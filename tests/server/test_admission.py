@@ -8,6 +8,7 @@ import pytest
 from scheduler import _ring
 from scheduler.errors import DeadlineMissed, Overloaded, Unavailable
 from scheduler.forecast import REFRESH_NS
+from scheduler.latency import STALE_NS
 from scheduler.partition import Outcome, Submission
 from scheduler.priority import ClassLimits, PriorityClass
 from server import admission
@@ -396,10 +397,20 @@ def test_late_deliveries_count_until_they_are_forgotten(front_end: FrontEnd) -> 
     """A result that was taken back 5 ms after it was computed, and then prompt ones."""
     forecast(front_end)
     door = Door(front_end)
-    door.admission.delivered(5 * MS)
+    door.admission.delivered(5 * MS, NOW)
     door.check(in_ms=7)
     with pytest.raises(DeadlineMissed):
         door.check(in_ms=6.9)
     for _ in range(round(math.log(0.1) / math.log(DELIVERY_DECAY))):
-        door.admission.delivered(0)
+        door.admission.delivered(0, NOW)
     door.check(in_ms=2.6)
+
+
+def test_a_late_delivery_is_not_held_against_anybody_for_long(front_end: FrontEnd) -> None:
+    """A front end that was stopped for 3 s would refuse all with less time, and so never learn better."""
+    forecast(front_end)
+    door = Door(front_end)
+    door.admission.delivered(3_000 * MS, NOW)
+    with pytest.raises(DeadlineMissed):
+        door.check(in_ms=500, now_ns=NOW + STALE_NS - 1)
+    door.check(in_ms=500, now_ns=NOW + STALE_NS)
