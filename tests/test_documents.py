@@ -23,6 +23,7 @@ DOCUMENTS = sorted(
         path
         for folder in ("bench", "deploy", "docs", "examples", "models", "proto", "tests")
         for path in (ROOT / folder).rglob("*.md")
+        if "node_modules" not in path.parts
     }
 )
 # By the name it is called, the module that it runs.
