@@ -1,5 +1,7 @@
 """How this client connects: channel options, TLS files, and the RPCs it calls."""
 
+import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -72,7 +74,9 @@ class Connection:
 def open_connection(target: str, tls: TlsFiles | None) -> Connection:
     """A channel on the running event loop; it connects when first used. Raises `OSError` for TLS files."""
     if tls is None:
-        channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        # What is meant to stay on this machine does not go through a proxy of the environment either.
+        direct = (("grpc.enable_http_proxy", 0),) if stays_here(target) else ()
+        channel = grpc.aio.insecure_channel(target, options=(*_OPTIONS, *direct))
     else:
         channel = grpc.aio.secure_channel(target, tls.credentials(), options=_OPTIONS)
     inference = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -84,5 +88,29 @@ def open_connection(target: str, tls: TlsFiles | None) -> Connection:
 
 
 def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
-    """What every RPC carries. A token goes in clear text where TLS is off."""
+    """What every RPC carries. A token goes in clear text where TLS is off: see `stays_here`."""
     return () if token is None else (("authorization", f"Bearer {token}"),)
+
+
+def stays_here(target: str) -> bool:
+    """Whether what is sent to this gRPC target never leaves this machine. What is not understood does."""
+    if re.match(r"unix(-abstract)?:", target):
+        return True
+    # "//" would be another machine, which says what the name means.
+    addresses = re.sub(r"^(dns:///|dns:|ipv4:|ipv6:)", "", target).split(",")
+    return all(host == "localhost" or _is_loopback(host) for host in map(_host, addresses))
+
+
+def _host(address: str) -> str:
+    """Of "host:port", "host", "[::1]:port" or "::1"."""
+    bracketed = re.match(r"\[(.*)\]", address)
+    if bracketed:
+        return bracketed[1]
+    return address if address.count(":") > 1 else address.partition(":")[0]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 from client.channel import DEFAULT_TARGET
 from client.cli_input import BadInput, Source, arrays_for, read_sources
 from client.cli_options import (
+    ClearText,
     Inputs,
     Json,
     Model,
@@ -42,6 +43,7 @@ from client.cli_output import (
 from client.client import Client
 from client.errors import PredictionError
 from client.model_info import ModelInfo
+from client.new_token import NewRole, new_token
 from client.stream import MAX_IN_FLIGHT
 
 DONE, FAILED, MISUSED = 0, 1, 2
@@ -73,10 +75,11 @@ def predict(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token: Token = None,
+    allow_clear_text: ClearText = False,
     as_json: Json = False,
 ) -> None:
     """Send all rows of the input as one request and print the outputs."""
-    client = open_client(target, tls, tls_ca, tls_cert, tls_key, token)
+    client = open_client(target, tls, tls_ca, tls_cert, tls_key, token, allow_clear_text)
     options = request_options(model, version, priority, timeout, outputs, routing_key)
     asyncio.run(_predict(client, read_sources(inputs), options, request_id, as_json))
 
@@ -101,6 +104,7 @@ def stream(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token: Token = None,
+    allow_clear_text: ClearText = False,
     as_json: Json = False,
 ) -> None:
     """Send each row of the input as a request of its own, over one RPC stream.
@@ -108,7 +112,7 @@ def stream(
     Prints one line per row, as they are answered, and a summary of the round trips on standard error. A
     row that fails does not stop the others; the exit code is then 1.
     """
-    client = open_client(target, tls, tls_ca, tls_cert, tls_key, token)
+    client = open_client(target, tls, tls_ca, tls_cert, tls_key, token, allow_clear_text)
     options = request_options(model, version, priority, timeout, outputs, routing_key)
     asyncio.run(_stream(client, read_sources(inputs), options, in_flight, as_json))
 
@@ -124,10 +128,11 @@ def health(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token: Token = None,
+    allow_clear_text: ClearText = False,
     as_json: Json = False,
 ) -> None:
     """Print the serving status; exit 0 only when it is SERVING."""
-    client = open_client(target, tls, tls_ca, tls_cert, tls_key, token)
+    client = open_client(target, tls, tls_ca, tls_cert, tls_key, token, allow_clear_text)
     status = asyncio.run(_health(client, service))
     if as_json:
         print_json({"service": service, "status": status})
@@ -145,14 +150,36 @@ def models(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token: Token = None,
+    allow_clear_text: ClearText = False,
     as_json: Json = False,
 ) -> None:
     """List the models with their versions, inputs and outputs."""
-    found = asyncio.run(_models(open_client(target, tls, tls_ca, tls_cert, tls_key, token)))
+    client = open_client(target, tls, tls_ca, tls_cert, tls_key, token, allow_clear_text)
+    found = asyncio.run(_models(client))
     if as_json:
         print_json([model_json(model) for model in found])
     else:
         print_models(found)
+
+
+@app.command(epilog="Example: tickring token engine-1 --role predict 2> engine-1.token >> tokens.toml")
+def token(
+    name: Annotated[str, typer.Argument(help="Whose it is: letters, digits, '.', '_' and '-'.")],
+    roles: Annotated[list[NewRole], typer.Option("--role", help="What it is for; repeatable.")],
+    expires_days: Annotated[
+        float | None, typer.Option(min=0, metavar="DAYS", help="Good for so long; for ever where absent.")
+    ] = None,
+) -> None:
+    """Make a token: it goes to standard error, its lines for the server's file to standard output.
+
+    The file holds only what the token hashes to, so this is the one time that it is shown.
+    """
+    try:
+        made = new_token(name, roles, expires_days, time.time())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    print(made.entry)
+    print(made.token, file=sys.stderr)
 
 
 async def _predict(

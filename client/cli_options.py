@@ -45,6 +45,10 @@ Token = Annotated[
     str | None,
     typer.Option(envvar="TICKRING_TOKEN", metavar="TOKEN", help="Sent as 'authorization: Bearer TOKEN'."),
 ]
+ClearText = Annotated[
+    bool,
+    typer.Option("--allow-clear-text", help="Send a token without TLS to another machine."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object or list per line.")]
 
 Model = Annotated[str, typer.Option(metavar="NAME", help="The server's default where absent.")]
@@ -89,15 +93,23 @@ class RequestOptions(TypedDict):
 
 
 def open_client(
-    target: str, tls: bool, ca: Path | None, cert: Path | None, key: Path | None, token: str | None
+    target: str,
+    tls: bool,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    token: str | None,
+    allow_clear_text: bool,
 ) -> Client:
     """The client that the common options describe. Raises `typer.BadParameter`."""
-    if not (tls or ca or cert or key):
-        return Client(target, token=token)
     try:
-        return Client(target, tls=TlsFiles(ca, cert, key), token=token)
+        files = TlsFiles(ca, cert, key) if tls or ca or cert or key else None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--tls-cert, --tls-key") from None
+    try:
+        return Client(target, tls=files, token=token, allow_clear_text=allow_clear_text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--token, --allow-clear-text") from None
 
 
 def request_options(

@@ -20,6 +20,7 @@ from client.channel import (
     Unary,
     call_metadata,
     open_connection,
+    stays_here,
 )
 from client.codec import read_model, read_response, write_request
 from client.errors import Cancelled, DeadlineExceeded, NotFound, Unavailable, from_rpc_error, invalid
@@ -45,9 +46,11 @@ class Client:
             prediction["regression_mean"]  # float32, shape [n, 1]
 
     The constructor connects nothing and needs no event loop; the first call does. `token` is sent as
-    `authorization: Bearer`. `retries` applies to predictions, which have no side effects, and only after
-    UNAVAILABLE. Every method raises `PredictionError` or a subclass for what the server or the network
-    answered, `Cancelled` where `close` came first, and `OSError` where a TLS file cannot be read.
+    `authorization: Bearer`, and never in clear text over a network: without `tls` it raises ValueError for a
+    target that is not on this machine, unless `allow_clear_text` says that the network can be trusted.
+    `retries` applies to predictions, which have no side effects, and only after UNAVAILABLE. Every method
+    raises `PredictionError` or a subclass for what the server or the network answered, `Cancelled` where
+    `close` came first, and `OSError` where a TLS file cannot be read.
     """
 
     def __init__(
@@ -56,8 +59,11 @@ class Client:
         *,
         tls: TlsFiles | None = None,
         token: str | None = None,
+        allow_clear_text: bool = False,
         retries: RetryPolicy = _DEFAULT_RETRIES,
     ) -> None:
+        if token is not None and tls is None and not allow_clear_text and not stays_here(target):
+            raise ValueError(f"the token would go to {target} in clear text: use TLS, or allow clear text")
         self._target = target
         self._tls = tls
         self._metadata = call_metadata(token)

@@ -13,6 +13,10 @@ import numpy.typing as npt
 
 from scheduler import _ring
 
+# uint64 counters that each front end keeps of each model, behind what is native: no engine touches them.
+# A multiple of 128 bytes, so that two front ends never write to neighbouring cache lines.
+MODEL_BOOK_WORDS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
@@ -36,6 +40,10 @@ class Dimensions:
             "output_row_bytes": self.output_row_bytes,
         }
 
+    def total_bytes(self) -> int:
+        """Room for an arena of these dimensions. Raises ValueError naming a bad one."""
+        return _ring.arena_bytes(**self.as_kwargs()) + _books_bytes(self.frontends, self.models)
+
 
 class Arena:
     """An arena as this process sees it.
@@ -44,23 +52,27 @@ class Arena:
         native: lanes, slot headers and row copies; see `scheduler/native/`.
         input_rows: uint8 `[slots, input_row_bytes]`; a row belongs to the slot's owner.
         output_rows: uint8 `[slots, output_row_bytes]`; likewise.
+        model_books: uint64 `[frontends, models, MODEL_BOOK_WORDS]`; a front end writes its own, anybody
+            reads. They outlive front ends.
     """
 
     def __init__(self, native: _ring.Arena, buffer: npt.NDArray[np.uint8]) -> None:
         self.native = native
         self.input_rows = self._rows(buffer, native.input_slab, native.input_row_bytes)
         self.output_rows = self._rows(buffer, native.output_slab, native.output_row_bytes)
+        books = buffer[buffer.size - _books_bytes(native.frontends, native.models) :]
+        self.model_books = books.view(np.uint64).reshape(native.frontends, native.models, MODEL_BOOK_WORDS)
 
     @classmethod
     def anonymous(cls, dimensions: Dimensions) -> "Arena":
         """An arena for the threads of this process. Raises ValueError naming a bad dimension."""
-        buffer = _as_array(mmap.mmap(-1, _ring.arena_bytes(**dimensions.as_kwargs())))
+        buffer = _as_array(mmap.mmap(-1, dimensions.total_bytes()))
         return cls(_ring.Arena.format(buffer, **dimensions.as_kwargs()), buffer)
 
     @classmethod
     def create(cls, dimensions: Dimensions) -> tuple["Arena", int]:
         """A new arena and the file descriptor by which other processes `attach` to it."""
-        size = _ring.arena_bytes(**dimensions.as_kwargs())
+        size = dimensions.total_bytes()
         fd = os.memfd_create("tickring-arena")
         os.ftruncate(fd, size)
         buffer = _as_array(mmap.mmap(fd, size))
@@ -75,6 +87,10 @@ class Arena:
     def _rows(self, buffer: npt.NDArray[np.uint8], start: int, row_bytes: int) -> npt.NDArray[np.uint8]:
         slots = self.native.slots
         return buffer[start : start + slots * row_bytes].reshape(slots, row_bytes)
+
+
+def _books_bytes(frontends: int, models: int) -> int:
+    return frontends * models * MODEL_BOOK_WORDS * 8
 
 
 def _as_array(mapping: mmap.mmap) -> npt.NDArray[np.uint8]:

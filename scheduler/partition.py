@@ -30,7 +30,8 @@ class Submission:
     """The rows of one request while they are with an engine.
 
     The worst row decides `outcome`, and `batch` is the number of its batch. `queue_wait_ns` is the
-    longest wait; size, bucket and compute time are of the batch that ended last.
+    longest wait; size, bucket and compute time are of the batch that ended last. `executions` is the
+    rows' part in the batches that they ran in: a row of a batch of n counts 1/n.
     """
 
     slots: list[int]
@@ -46,6 +47,7 @@ class Submission:
     batch: int = 0
     batch_size: int = 0
     batch_bucket: int = 0
+    executions: float = 0.0
 
 
 class Partition:
@@ -186,6 +188,8 @@ class Partition:
                 submission.batch = batch
                 if outcome > submission.outcome:
                     submission.outcome = Outcome(outcome)
+            if size:
+                submission.executions += 1 / size
             wait = dispatched - enqueued
             if wait > submission.queue_wait_ns:
                 submission.queue_wait_ns = wait

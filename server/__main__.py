@@ -10,6 +10,7 @@ from server.ports import PortInUse
 from server.probes import ProbeServer
 from server.problems import Problem, SettingsError
 from server.repository import RepositoryError, load_repository
+from server.security import check_security, warn_of_security
 from server.settings import Settings, bundled_repository, load_settings
 from server.supervisor import Supervisor
 from server.telemetry import logs
@@ -30,6 +31,7 @@ def main() -> None:
         settings = load()
         if unserved := _not_served_yet(settings):
             raise SettingsError(unserved)
+        check_security(settings)
         if parsed.print_config:
             print(settings.to_toml(), end="")
             return
@@ -54,10 +56,8 @@ def main() -> None:
 
 
 def _not_served_yet(settings: Settings) -> list[Problem]:
-    """Settings that this version would ignore: better no service than one in clear text by surprise."""
+    """Settings that this version would ignore."""
     asked = {
-        "tls.cert": settings.tls.cert,
-        "auth.tokens_file": settings.auth.tokens_file,
         "cache.enabled": settings.cache.enabled or None,
         "telemetry.otlp_endpoint": settings.telemetry.otlp_endpoint,
     }
@@ -71,6 +71,7 @@ def _not_served_yet(settings: Settings) -> list[Problem]:
 async def _serve(settings: Settings, supervisor: Supervisor) -> int:
     probes = ProbeServer(settings.server.host, settings.server.http_port, supervisor)
     await probes.start()
+    warn_of_security(settings)
     supervisor.status_url = f"http://{settings.server.target(probes.port)}/status"
     try:
         return await supervisor.run()

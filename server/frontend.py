@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import grpc
 import structlog
 import uvloop
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from scheduler import _ring
 from scheduler.arena import Arena
@@ -19,18 +19,28 @@ from scheduler.partition import Partition
 from scheduler.priority import PriorityClass, parse_priority
 from server import collector, control
 from server.admission import Admission
+from server.auth import Tokens
 from server.boot import Boot
+from server.guard import Guard
+from server.limits import Cancels, channel_options
+from server.model_books import ModelBooks
 from server.models import ModelTable, ServedModel
+from server.problems import SettingsError
 from server.repository import Manifest
-from server.rpc import health, inference, models
+from server.rpc import health, inference, kserve, models
+from server.rpc.desk import Desk
+from server.rpc.kserve_models import instance_groups
 from server.settings import Settings
 from server.sizing import bulk_quantum_ns, frontends
 from server.telemetry import logs
+from server.tls import Certificates
 
 # One request holds at most this part of a front end's slots, so that it cannot shut everybody else out.
 MAX_ROWS_PART = 4
 # How often held work is let in when nothing is completed here.
 LET_IN_EVERY_S = 0.002
+# How soon a new certificate or a changed file of tokens is taken up.
+LOOK_AT_FILES_EVERY_S = 1.0
 EXIT_BUG = 70
 
 log = structlog.get_logger()
@@ -60,6 +70,7 @@ class Frontend:
     async def serve(self) -> None:
         """Attaches when told to, serves, and returns once drained."""
         boot, settings = self._boot, self._settings
+        self._read_files()
         self._models = ModelTable(_served(boot, settings), boot.default_model)
         self._set_health(serving=False)
         message = await asyncio.get_running_loop().run_in_executor(None, control.receive, self._socket)
@@ -91,24 +102,43 @@ class Frontend:
             early_refusal=settings.scheduler.early_refusal,
             model_limits=[model.queue_limit for model in self._models],
         )
-        self._desk = inference.Desk(self._partition, self._entrance, self._admission, self._models, limits)
+        self._desk = Desk(
+            self._partition,
+            self._entrance,
+            self._admission,
+            self._models,
+            limits,
+            ModelBooks(arena, boot.index),
+        )
         self._inference = inference.InferenceService(self._desk, settings.server.max_in_flight_per_stream)
+        self._kserve = kserve.KserveService(
+            self._desk,
+            self._models,
+            settings.telemetry,
+            instance_groups(settings, len(boot.engine_eventfds)),
+            settings.server.max_in_flight_per_stream,
+        )
         asyncio.get_running_loop().add_reader(eventfd, self._woken)
         letting_in = asyncio.create_task(self._let_in())
         self._woken()
 
         self._server = _grpc_server(settings)
-        self._server.add_generic_rpc_handlers(
+        self._guard.add_generic_rpc_handlers(
             (
                 self._inference.handler(),
+                self._kserve.handler(),
                 models.ModelService(self._models).handler(),
                 self._health.handler(),
             )
         )
-        reflection.enable_server_reflection(
-            (inference.SERVICE, models.SERVICE, health.SERVICE, reflection.SERVICE_NAME), self._server
+        names = (inference.SERVICE, kserve.SERVICE, models.SERVICE, health.SERVICE, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(names),  # type: ignore[attr-defined]
+            self._guard,
         )
-        self._server.add_insecure_port(settings.server.target(boot.grpc_port))
+        self._server.add_generic_rpc_handlers((self._guard,))
+        self._add_port(settings.server.target(boot.grpc_port))
+        looking = asyncio.create_task(self._look_at_files())
         self._admission.engine_lost = message["engine_lost"]
         for engine in message["engines_ready"]:
             self._engine_ready(engine)
@@ -118,6 +148,34 @@ class Frontend:
         control.send(self._socket, {"type": "ready"})
         await self._finished.wait()
         letting_in.cancel()
+        looking.cancel()
+
+    def _read_files(self) -> None:
+        """The certificate and the tokens, where they are asked for. Good ones were there at the start."""
+        tls, tokens_file = self._settings.tls, self._settings.auth.tokens_file
+        try:
+            self._certificates = Certificates(tls) if tls.cert is not None else None
+            self._tokens = Tokens(tokens_file) if tokens_file is not None else None
+        except SettingsError as error:
+            # Only after a restart of this process; the next one may find them mended.
+            log.error("cannot start with these files", problems=str(error).splitlines())
+            os._exit(1)
+        self._guard = Guard(self._tokens, Cancels(self._settings.server.max_cancels_per_s))
+
+    def _add_port(self, target: str) -> None:
+        if self._certificates is None:
+            self._server.add_insecure_port(target)
+        else:
+            self._server.add_secure_port(target, self._certificates.credentials())
+
+    async def _look_at_files(self) -> None:
+        """Takes up what has changed in them, and ends the RPC streams of tokens that are good no more."""
+        files = [file for file in (self._certificates, self._tokens) if file is not None]
+        while files:
+            await asyncio.sleep(LOOK_AT_FILES_EVERY_S)
+            for file in files:
+                await asyncio.to_thread(file.refresh)
+            self._guard.recheck()
 
     async def _let_in(self) -> None:
         """Completions let held work in; these rounds are for when those of other front ends make room."""
@@ -180,6 +238,7 @@ class Frontend:
         self._admission.draining = True
         self._health.drain()
         self._inference.drain()
+        self._kserve.drain()
         await self._server.stop(grace_s)
         self._partition.drain()
         log.info("drained", **self._partition.books())
@@ -188,7 +247,7 @@ class Frontend:
 
     def _set_health(self, *, serving: bool) -> None:
         names = [model.signature.name for model in self._models]
-        self._health.set(("", inference.SERVICE, *names), serving=serving)
+        self._health.set(("", inference.SERVICE, kserve.SERVICE, *names), serving=serving)
         self._health.set((models.SERVICE,), serving=True)
 
 
@@ -220,12 +279,7 @@ def _default_class(manifest: Manifest, settings: Settings) -> PriorityClass:
 
 
 def _grpc_server(settings: Settings) -> grpc.aio.Server:
-    limit = settings.server.max_message_bytes
     return grpc.aio.server(
-        options=[
-            ("grpc.so_reuseport", 1),
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", limit),
-        ],
+        options=channel_options(settings.server),
         maximum_concurrent_rpcs=settings.server.max_concurrent_rpcs,
     )

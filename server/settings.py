@@ -151,7 +151,10 @@ class _Table(BaseModel):
 
 
 class ServerTable(_Table):
-    """Where it listens and how much it takes from one peer. Port 0 picks a free one."""
+    """Where it listens and how much it takes from one peer. Port 0 picks a free one.
+
+    Of cancels, idleness and age 0 is no limit; docs/security.md says what each of them stops.
+    """
 
     host: Text = "127.0.0.1"
     grpc_port: Port = 8001
@@ -161,6 +164,14 @@ class ServerTable(_Table):
     max_message_bytes: Annotated[Whole, Field(ge=1024, le=1 << 30)] = 16 << 20
     max_in_flight_per_stream: Count = 256
     max_concurrent_rpcs: Count = 4096
+    max_metadata_bytes: Annotated[Whole, Field(ge=1024, le=1 << 20)] = 16 << 10
+    max_streams_per_connection: Count = 2048
+    max_cancels_per_s: Annotated[Number, Field(ge=0, le=1e6)] = 1000.0
+    max_connection_idle_s: Annotated[Number, Field(ge=0, le=864_000)] = 3600.0
+    max_connection_age_s: Annotated[Number, Field(ge=0, le=864_000)] = 0.0
+    handshake_timeout_s: Annotated[Number, Field(gt=0, le=120)] = 10.0
+    min_ping_interval_s: Annotated[Number, Field(ge=0, le=3600)] = 10.0
+    keepalive_s: Annotated[Number, Field(gt=0, le=3600)] = 60.0
     drain_grace_s: Annotated[Number, Field(ge=0, le=3600)] = 30.0
 
     def target(self, port: int) -> str:
@@ -177,9 +188,10 @@ class TlsTable(_Table):
 
 
 class AuthTable(_Table):
-    """Who may call."""
+    """Who may call. `allow_clear_text`: with tokens, but without TLS, on other addresses than loopback."""
 
     tokens_file: File | None = None
+    allow_clear_text: bool = False
 
 
 class ModelsTable(_Table):

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2 as details
 from google.rpc.status_pb2 import Status
 
 from scheduler import errors
+from server import auth
 
 DOMAIN = "tickring"
 # Where gRPC carries a serialised google.rpc.Status beside the plain code and message.
@@ -64,6 +65,8 @@ _TABLE: dict[type[errors.RequestError], tuple[grpc.StatusCode, Callable[..., Seq
     errors.RequestCancelled: (grpc.StatusCode.CANCELLED, lambda _: []),
     errors.Unavailable: (grpc.StatusCode.UNAVAILABLE, _unavailable),
     errors.ModelFailed: (grpc.StatusCode.INTERNAL, lambda error: [_info(error.reason)]),
+    auth.Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, lambda error: [_info(error.reason)]),
+    auth.PermissionDenied: (grpc.StatusCode.PERMISSION_DENIED, lambda error: [_info(error.reason)]),
 }
 
 

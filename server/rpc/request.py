@@ -1,10 +1,11 @@
-"""Checks a PredictRequest against the model it names. Trusts nothing in it.
+"""Checks requests against the model they name: what all protocols share, and a PredictRequest.
 
-Every refusal names the field, the value and what is allowed. Messages carry at most the first
-`MAX_QUOTED` characters of a client's text.
+Trusts nothing in them. Every refusal names the field, the value and what is allowed. Messages carry at
+most the first `MAX_QUOTED` characters of a client's text.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,26 @@ from tickring.v1 import inference_pb2, types_pb2
 
 MAX_ID_BYTES = 128
 MAX_QUOTED = 64
-_KNOWN_TYPES = {member.proto_value: member for member in DataType}
+_TYPE_NAMES = {member.proto_value: member.name for member in DataType}
+
+
+@dataclass(slots=True)
+class GivenTensor:
+    """An input as it came, in no protocol's own form. `data_type` is the name of one, or any other text."""
+
+    name: str
+    data_type: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FieldNames:
+    """What a protocol calls the parts of a request; `{}` is the position of an input or output."""
+
+    data_type: str
+    data: str
+    output: str
 
 
 @dataclass(slots=True)
@@ -50,6 +70,9 @@ class CheckedRequest:
     exclusive: bool
 
 
+_FIELDS = FieldNames(data_type="inputs[{}].data_type", data="inputs[{}].data", output="output_names[{}]")
+
+
 def parse(raw: bytes) -> inference_pb2.PredictRequest:
     """Raises InvalidRequest when the bytes are no PredictRequest."""
     try:
@@ -68,72 +91,82 @@ def check(
         InvalidRequest: anything else.
     """
     model = models.route(request.model_name, request.model_version)
-    _check_length("request_id", request.request_id)
-    _check_length("routing_key", request.routing_key)
-    rows, payloads = _check_inputs(request, model)
+    check_length("request_id", request.request_id)
+    check_length("routing_key", request.routing_key)
+    given = [
+        GivenTensor(tensor.name, _type_name(tensor.data_type), tuple(tensor.shape), tensor.data)
+        for tensor in request.inputs
+    ]
+    rows, payloads = check_inputs(given, model, _FIELDS)
     return CheckedRequest(
         model=model,
         rows=rows,
         priority=_priority(request, metadata_priority, model),
         timeout_ns=_timeout_ns(request),
         payloads=payloads,
-        outputs=_outputs(request, model.signature),
+        outputs=choose_outputs(request.output_names, model.signature, _FIELDS),
         request_id=request.request_id,
         exclusive=request.options.bypass_batching,
     )
 
 
-def _check_inputs(request: inference_pb2.PredictRequest, model: ServedModel) -> tuple[int, list[Payload]]:
+def check_inputs(
+    tensors: Sequence[GivenTensor], model: ServedModel, fields: FieldNames
+) -> tuple[int, list[Payload]]:
+    """The number of rows, and what goes into their slots. Raises InvalidRequest."""
     signature = model.signature
     specs = signature.input_by_name
     payloads: list[Payload] = []
     seen: set[str] = set()
     rows = 0
-    for position, tensor in enumerate(request.inputs):
-        field = f"inputs[{position}]"
+    for position, tensor in enumerate(tensors):
         name = tensor.name
         known = specs.get(name)
         if known is None:
             raise InvalidRequest(
-                f"{field}.name", f"unknown input {_quote(name)}, allowed is {', '.join(specs)}"
+                f"inputs[{position}].name", f"unknown input {quote(name)}, allowed is {', '.join(specs)}"
             )
         spec, offset = known
         if name in seen:
-            raise InvalidRequest(f"{field}.name", f"input {name} is given twice, allowed is once")
+            raise InvalidRequest(f"inputs[{position}].name", f"input {name} is given twice, allowed is once")
         seen.add(name)
-        if tensor.data_type != spec.data_type.proto_value:
+        if tensor.data_type != spec.data_type.name:
             raise InvalidRequest(
-                f"{field}.data_type",
-                f"{name} is {_type_name(tensor.data_type)}, allowed is {spec.data_type.name}",
+                fields.data_type.format(position),
+                f"{name} is {_plain(tensor.data_type)}, allowed is {spec.data_type.name}",
             )
-        shape = tuple(tensor.shape)
-        if shape[1:] != spec.shape or not shape:
-            wanted = ", ".join(["n", *map(str, spec.shape)])
-            raise InvalidRequest(f"{field}.shape", f"{name} is {_shape(shape)}, allowed is [{wanted}]")
-        if not 1 <= shape[0] <= model.max_rows:
-            raise InvalidRequest(
-                f"{field}.shape", f"{name} has {shape[0]} rows, allowed are 1 to {model.max_rows}"
-            )
+        shape = tensor.shape
+        _check_shape(f"inputs[{position}].shape", name, shape, spec.shape, model.max_rows)
         if rows not in (0, shape[0]):
             raise InvalidRequest(
-                f"{field}.shape",
-                f"{name} has {shape[0]} rows, {request.inputs[0].name} has {rows}; allowed is one number",
+                f"inputs[{position}].shape",
+                f"{name} has {shape[0]} rows, {tensors[0].name} has {rows}; allowed is one number",
             )
         rows = shape[0]
         data = tensor.data
         if len(data) != rows * spec.item_bytes:
             raise InvalidRequest(
-                f"{field}.data",
+                fields.data.format(position),
                 f"{name} has {len(data)} bytes, "
                 f"{spec.data_type.name} {_shape(shape)} needs {rows * spec.item_bytes}",
             )
         if signature.finite_inputs and spec.data_type.is_float:
-            _check_finite(f"{field}.data", name, data, spec.data_type, shape)
+            _check_finite(fields.data.format(position), name, data, spec.data_type, shape)
         payloads.append(Payload(offset, spec.item_bytes, data))
     if len(seen) != len(specs):
         missing = ", ".join(name for name in specs if name not in seen)
         raise InvalidRequest("inputs", f"missing {missing}, needed are {', '.join(specs)}")
     return rows, payloads
+
+
+def _check_shape(
+    field: str, name: str, shape: tuple[int, ...], item_shape: tuple[int, ...], max_rows: int
+) -> None:
+    if shape[1:] != item_shape or not shape:
+        wanted = ", ".join(["n", *map(str, item_shape)])
+        raise InvalidRequest(field, f"{name} is {_shape(shape)}, allowed is [{wanted}]")
+    if not 1 <= shape[0] <= max_rows:
+        raise InvalidRequest(field, f"{name} has {shape[0]} rows, allowed are 1 to {max_rows}")
 
 
 def _check_finite(field: str, name: str, data: bytes, data_type: DataType, shape: tuple[int, ...]) -> None:
@@ -153,18 +186,23 @@ def _check_finite(field: str, name: str, data: bytes, data_type: DataType, shape
     )
 
 
-def _outputs(request: inference_pb2.PredictRequest, signature: ModelSignature) -> tuple[int, ...]:
-    if not request.output_names:
+def choose_outputs(wanted: Sequence[str], signature: ModelSignature, fields: FieldNames) -> tuple[int, ...]:
+    """The indexes of these outputs, in this order; of all where none is named. Raises InvalidRequest."""
+    if not wanted:
         return signature.all_outputs
     names = [spec.name for spec in signature.outputs]
     chosen: list[int] = []
-    for position, name in enumerate(request.output_names):
-        field = f"output_names[{position}]"
+    for position, name in enumerate(wanted):
         if name not in names:
-            raise InvalidRequest(field, f"unknown output {_quote(name)}, allowed is {', '.join(names)}")
+            raise InvalidRequest(
+                fields.output.format(position),
+                f"unknown output {quote(name)}, allowed is {', '.join(names)}",
+            )
         index = names.index(name)
         if index in chosen:
-            raise InvalidRequest(field, f"output {name} is asked for twice, allowed is once")
+            raise InvalidRequest(
+                fields.output.format(position), f"output {name} is asked for twice, allowed is once"
+            )
         chosen.append(index)
     return tuple(chosen)
 
@@ -178,6 +216,11 @@ def _priority(
             return PriorityClass(value)
         except ValueError:
             raise InvalidRequest("priority", f"{value} is no Priority, allowed is 1 to 5") from None
+    return default_priority(metadata_priority, model)
+
+
+def default_priority(metadata_priority: str | None, model: ServedModel) -> PriorityClass:
+    """Of a request that names none itself. Raises InvalidRequest."""
     if metadata_priority is not None:
         try:
             return parse_priority(metadata_priority)
@@ -196,15 +239,19 @@ def _timeout_ns(request: inference_pb2.PredictRequest) -> int | None:
     return int(timeout_ns)
 
 
-def _check_length(field: str, text: str) -> None:
+def check_length(field: str, text: str) -> None:
+    """Raises InvalidRequest for an id or key that is too long."""
     # Characters first: cheap, and an upper bound is all that most ids need.
     if len(text) * 4 > MAX_ID_BYTES and (size := len(text.encode())) > MAX_ID_BYTES:
         raise InvalidRequest(field, f"{size} bytes, allowed are {MAX_ID_BYTES}")
 
 
 def _type_name(value: int) -> str:
-    known = _KNOWN_TYPES.get(value)
-    return known.name if known else ("unspecified" if value == 0 else f"unknown type {value}")
+    return _TYPE_NAMES.get(value) or ("unspecified" if value == 0 else f"unknown type {value}")
+
+
+def _plain(text: str) -> str:
+    return text[:MAX_QUOTED] if text.replace(" ", "").isalnum() else quote(text)
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -212,5 +259,6 @@ def _shape(shape: tuple[int, ...]) -> str:
     return f"[{shown}{', …' if len(shape) > 8 else ''}]"
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """A client's text as an error repeats it."""
     return repr(text[:MAX_QUOTED]) + ("…" if len(text) > MAX_QUOTED else "")

@@ -33,12 +33,19 @@ def varint(value: int) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hole:
+class Hole:
     """Constant bytes, then the data of one output: `rows * item_bytes` bytes from `offset` of the rows."""
 
     before: bytes
     offset: int
     item_bytes: int
+
+
+def fill(parts: list[bytes], holes: list[Hole], partition: Partition, submission: Submission) -> None:
+    """Appends what is before each hole, and what belongs into it."""
+    for hole in holes:
+        parts.append(hole.before)
+        parts.append(partition.output(submission, hole.offset, hole.item_bytes))
 
 
 class ResponsePlan:
@@ -48,7 +55,7 @@ class ResponsePlan:
         head = inference_pb2.PredictResponse(
             model_name=signature.name, model_version=str(signature.version)
         ).SerializeToString()
-        self._holes: list[_Hole] = []
+        self._holes: list[Hole] = []
         for index in outputs:
             spec = signature.outputs[index]
             size = rows * spec.item_bytes
@@ -59,7 +66,7 @@ class ResponsePlan:
             ).SerializeToString()
             tensor += _DATA_TAG + varint(size)
             before = head + _OUTPUTS_TAG + varint(len(tensor) + size) + tensor
-            self._holes.append(_Hole(before, signature.output_offsets[index], spec.item_bytes))
+            self._holes.append(Hole(before, signature.output_offsets[index], spec.item_bytes))
             head = b""
 
     def encode(
@@ -70,9 +77,7 @@ class ResponsePlan:
         if request_id:
             encoded = request_id.encode()
             parts += (_REQUEST_ID_TAG, varint(len(encoded)), encoded)
-        for hole in self._holes:
-            parts.append(hole.before)
-            parts.append(partition.output(submission, hole.offset, hole.item_bytes))
+        fill(parts, self._holes, partition, submission)
         timing = inference_pb2.Timing(
             queue_wait_ns=submission.queue_wait_ns,
             compute_ns=submission.compute_ns,

@@ -351,7 +351,14 @@ async def test_models_are_listed_by_name(zoo_channel: grpc.aio.Channel) -> None:
 
 
 @pytest.mark.parametrize(
-    "service", ["", "sp500_direction", "tickring.v1.InferenceService", "tickring.v1.ModelService"]
+    "service",
+    [
+        "",
+        "sp500_direction",
+        "tickring.v1.InferenceService",
+        "inference.GRPCInferenceService",
+        "tickring.v1.ModelService",
+    ],
 )
 async def test_health_of_the_server_its_services_and_models(channel: grpc.aio.Channel, service: str) -> None:
     """All serve."""
@@ -364,8 +371,8 @@ async def test_health_of_an_unknown_service(channel: grpc.aio.Channel) -> None:
     ending = await health(channel, "sp501")
     assert (ending.code, ending.message) == (
         Code.NOT_FOUND,
-        "no service 'sp501'; services are tickring.v1.InferenceService, sp500_direction, "
-        "tickring.v1.ModelService, or none for all",
+        "no service 'sp501'; services are tickring.v1.InferenceService, inference.GRPCInferenceService, "
+        "sp500_direction, tickring.v1.ModelService, or none for all",
     )
     watch = channel.unary_stream(
         "/grpc.health.v1.Health/Watch", None, health_pb2.HealthCheckResponse.FromString
@@ -399,6 +406,7 @@ async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
     assert {service.name for service in services.list_services_response.service} == {
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
         "tickring.v1.InferenceService",
         "tickring.v1.ModelService",
     }

@@ -22,9 +22,11 @@ from server.settings import (
 MS = 1_000_000
 CONTRACT = {
     "server": "host grpc_port http_port admin_port frontends max_message_bytes max_in_flight_per_stream "
-    "max_concurrent_rpcs drain_grace_s",
+    "max_concurrent_rpcs max_metadata_bytes max_streams_per_connection max_cancels_per_s "
+    "max_connection_idle_s max_connection_age_s handshake_timeout_s min_ping_interval_s keepalive_s "
+    "drain_grace_s",
     "tls": "cert key client_ca",
-    "auth": "tokens_file",
+    "auth": "tokens_file allow_clear_text",
     "models": "repository default_model",
     "scheduler": "max_batch_size buckets adaptive latency_budget_ms bulk_quantum_ms reserved_instances "
     "spin_us slots_per_frontend default_class classes early_refusal",

@@ -11,6 +11,7 @@ from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
 from scheduler import errors
+from server import auth
 from server.status import DETAILS_TRAILER, MAX_TEXT, abort, code_of, to_status
 
 Code = grpc.StatusCode
@@ -56,6 +57,18 @@ ENDS: list[tuple[errors.RequestError, Code, str, list[type[Message]]]] = [
     ),
     (errors.ModelFailed("it raised", reason="MODEL_ERROR"), Code.INTERNAL, "MODEL_ERROR", []),
     (errors.ModelFailed("NaN", reason="NON_FINITE_OUTPUT"), Code.INTERNAL, "NON_FINITE_OUTPUT", []),
+    (
+        auth.Unauthenticated("this server takes calls with a token", reason="TOKEN_MISSING"),
+        Code.UNAUTHENTICATED,
+        "TOKEN_MISSING",
+        [],
+    ),
+    (
+        auth.PermissionDenied("a has predict", reason="ROLE_MISSING"),
+        Code.PERMISSION_DENIED,
+        "ROLE_MISSING",
+        [],
+    ),
 ]
 
 

@@ -15,8 +15,10 @@ from scheduler.partition import Outcome, Partition
 from scheduler.priority import DEFAULT_LIMITS, PriorityClass
 from scheduler.signature import DataType, ModelSignature, TensorSpec
 from server.admission import Admission
+from server.model_books import ModelBooks
 from server.models import ModelTable, ServedModel
-from server.rpc.inference import Desk, Ticket
+from server.rpc.desk import Desk, Ticket
+from server.rpc.inference import PredictDialect
 from tickring.v1 import inference_pb2, types_pb2
 
 SIGNATURE = ModelSignature(
@@ -115,7 +117,11 @@ class FrontEnd:
             bulk_quantum_ns=BULK_QUANTUM_NS,
         )
         self.admission = Admission(self.partition, self.entrance, self.engines, DEFAULT_LIMITS, 1)
-        self.desk = Desk(self.partition, self.entrance, self.admission, self.models, DEFAULT_LIMITS)
+        self.books = ModelBooks(self.arena, 0)
+        self.desk = Desk(
+            self.partition, self.entrance, self.admission, self.models, DEFAULT_LIMITS, self.books
+        )
+        self.dialect = PredictDialect()
         self.ports = [
             _ring.EnginePort(self.arena.native, engine, fd, [self.frontend_fd])
             for engine, fd in enumerate(self.engine_fds)
@@ -136,6 +142,7 @@ class FrontEnd:
     ) -> Ticket:
         """A request that has arrived now; its answer is appended to `answers`."""
         return self.desk.submit(
+            self.dialect,
             request() if message is None else message,
             _ring.now_ns() if arrived_ns is None else arrived_ns,
             expires_ns,

@@ -1,0 +1,185 @@
+"""Takes requests in and gives tickets out, whatever protocol they came in.
+
+The path of a request in this process: parse → check → admit → copy rows into slots → push; then, from
+the completion gate's callback: encode → free the slots → answer. Nothing awaits between the stamp of a
+key and its push, so the keys of a lane only grow.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from scheduler import _ring
+from scheduler.entrance import Entrance
+from scheduler.errors import DeadlineMissed, ModelFailed, RequestCancelled, RequestError, Unavailable
+from scheduler.partition import Outcome, Partition, Submission
+from scheduler.priority import ClassLimits
+from server.admission import ENGINE_RETRY_S, Admission
+from server.model_books import ModelBooks
+from server.models import ModelTable
+from server.offenders import Offenders
+from server.rpc.dialect import Dialect, Message, Plan
+from server.rpc.request import CheckedRequest
+
+Answer = Callable[["Ticket", "bytes | RequestError"], None]
+
+
+class Ticket:
+    """A request between its push and its answer. `answer` is called exactly once, from the event loop."""
+
+    __slots__ = ("_answer", "_desk", "_plan", "arrived_ns", "request", "submission")
+
+    def __init__(
+        self, desk: "Desk", request: CheckedRequest, plan: Plan, arrived_ns: int, answer: Answer
+    ) -> None:
+        self._desk = desk
+        self._plan = plan
+        self._answer = answer
+        self.request = request
+        self.arrived_ns = arrived_ns
+        self.submission: Submission | None = None
+
+    def ended(self, submission: Submission) -> None:
+        """The rows are back: encodes what is in them, then frees their slots."""
+        desk = self._desk
+        now_ns = _ring.now_ns()
+        result: bytes | RequestError
+        if submission.outcome is Outcome.RESULT:
+            result = self._plan.encode(
+                desk.partition, submission, self.request.request_id, self.arrived_ns, now_ns
+            )
+            desk.admission.delivered(now_ns - submission.compute_end_ns, now_ns)
+        else:
+            result = self._error(submission)
+            if submission.outcome in (Outcome.ERROR, Outcome.NON_FINITE):
+                desk.note_failure(self.request, submission)
+        desk.books.ended(submission, self.arrived_ns, now_ns)
+        self.submission = None
+        desk.partition.release(submission)
+        self._answer(self, result)
+
+    def cancel(self) -> None:
+        """The caller left. The rows still come back, unserved if the engine has not taken them."""
+        if self.submission is not None:
+            self._desk.entrance.cancel(self.submission)
+
+    def _error(self, submission: Submission) -> RequestError:
+        model = self.request.model.signature
+        match submission.outcome:
+            case Outcome.EXPIRED:
+                waited_ms = submission.queue_wait_ns / 1e6
+                return DeadlineMissed(
+                    f"after {waited_ms:.1f} ms in the queue the deadline could not be met any more",
+                    reason="EXPIRED_IN_QUEUE",
+                )
+            case Outcome.CANCELLED:
+                return RequestCancelled("the caller cancelled the request")
+            case Outcome.LOST:
+                return Unavailable(
+                    "the engine was lost while it held this request",
+                    reason="ENGINE_LOST",
+                    retry_after_s=ENGINE_RETRY_S,
+                )
+            case Outcome.NON_FINITE:
+                return ModelFailed(
+                    f"{model.name} version {model.version} answered NaN or Inf for this request",
+                    reason="NON_FINITE_OUTPUT",
+                )
+            case _:
+                return ModelFailed(
+                    f"{model.name} version {model.version} failed on this request; "
+                    f"the server's log has the cause under batch {submission.batch}",
+                    reason="MODEL_ERROR",
+                )
+
+
+class Desk:
+    """Where the calls of every protocol meet the scheduler.
+
+    Attributes:
+        limits: those in use, by class index.
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        entrance: Entrance,
+        admission: Admission,
+        models: ModelTable,
+        limits: tuple[ClassLimits, ...],
+        books: ModelBooks,
+    ) -> None:
+        self.partition = partition
+        self.entrance = entrance
+        self.admission = admission
+        self.books = books
+        self._models = models
+        self.limits = limits
+        self._offenders = Offenders()
+
+    def change(self, limits: tuple[ClassLimits, ...]) -> None:
+        """Uses other class limits from now on; what has been let in keeps its key and its deadline."""
+        self.limits = limits
+        self.entrance.change(limits)
+        self.admission.change(limits)
+
+    def note_failure(self, request: CheckedRequest, submission: Submission) -> None:
+        """Remembers the inputs of a request that the model failed on. Before its slots are released."""
+        inputs = [self.partition.input(submission, p.offset, p.item_bytes) for p in request.payloads]
+        self._offenders.failed(request.model.index, inputs, _ring.now_ns())
+
+    def submit(
+        self,
+        dialect: Dialect[Message, Any],
+        message: Message,
+        arrived_ns: int,
+        expires_ns: int | None,
+        metadata_priority: str | None,
+        answer: Answer,
+    ) -> Ticket:
+        """Admits a request and hands it to an engine.
+
+        Args:
+            dialect: of the protocol that `message` belongs to.
+            expires_ns: the instant of the RPC's own deadline; None where it has none.
+
+        Raises:
+            RequestError: refused; nothing was taken and `answer` will not be called.
+        """
+        self.admission.check_serving()
+        request = dialect.check(message, self._models, metadata_priority)
+        class_index = request.priority.index
+        limits = self.limits[class_index]
+        deadline_ns = self._deadline_ns(request, arrived_ns, expires_ns, limits)
+        model = request.model.index
+        now_ns = _ring.now_ns()
+        self._offenders.check(model, [payload.data for payload in request.payloads], now_ns)
+        engine = self.admission.check(model, class_index, request.rows, deadline_ns, now_ns)
+
+        partition = self.partition
+        plan = dialect.plan(request.model.signature, request.rows, request.outputs)
+        ticket = Ticket(self, request, plan, arrived_ns, answer)
+        submission = partition.reserve(request.rows, model, class_index, ticket.ended)
+        ticket.submission = submission
+        for payload in request.payloads:
+            partition.write_input(submission, payload.offset, payload.item_bytes, payload.data)
+        self.entrance.enter(
+            submission,
+            engine=engine,
+            now_ns=_ring.now_ns(),
+            arrived_ns=arrived_ns,
+            deadline_ns=deadline_ns,
+            exclusive=request.exclusive,
+        )
+        return ticket
+
+    @staticmethod
+    def _deadline_ns(
+        request: CheckedRequest, arrived_ns: int, expires_ns: int | None, limits: ClassLimits
+    ) -> int:
+        timeout_ns = request.timeout_ns
+        if timeout_ns is None and expires_ns is None:
+            return arrived_ns + limits.default_timeout_ns
+        own_ns = _ring.NO_DEADLINE if timeout_ns is None else arrived_ns + timeout_ns
+        rpc_ns = _ring.NO_DEADLINE if expires_ns is None else expires_ns
+        # A Duration reaches further than the arena's 64 bits of nanoseconds.
+        return min(own_ns, rpc_ns, _ring.NO_DEADLINE)
