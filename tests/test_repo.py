@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,6 +221,12 @@ def style_problems(file: FileDescriptor) -> Iterator[str]:
             wanted = (f"{method.name}Request", f"{method.name}Response")
             if (method.input_type.name, method.output_type.name) != wanted:
                 yield f"{method.full_name}: not from {wanted[0]} to {wanted[1]}"
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """The folders of tests are no packages, so pytest would take the second for the first."""
+    names = Counter(path.name for path in python_files(ROOT, "tests") if path.name.startswith("test_"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_files_stay_readable() -> None:
