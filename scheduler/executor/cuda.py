@@ -6,7 +6,7 @@ one waits, without the GIL, another gathers or launches.
 
 import mmap
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -233,7 +233,7 @@ class CudaInstance(Instance):
             peak_bytes = self._calls.peak_bytes(lambda: self._run(plain))
             best: Program = plain
             best_ns, expected = self._measure(model, plain, bucket, rounds)
-            for program in self._others(model, plains, bucket):
+            for program in (*plains[1:], *self._graphs(model, plains, bucket)):
                 ns, outputs = self._measure(model, program, bucket, rounds)
                 if not _same(outputs, expected):
                     self._note_refusal(
@@ -253,10 +253,10 @@ class CudaInstance(Instance):
         )
         return best_ns, peak_bytes
 
-    def _others(self, model: int, plains: Sequence[Plain], bucket: int) -> Sequence[Program]:
-        others: list[Program] = list(plains[1:])
+    def _graphs(self, model: int, plains: Sequence[Plain], bucket: int) -> Iterator[Program]:
+        """Each is captured when it is asked for."""
         if self._device.graphs:
-            others += graph_programs(
+            yield from graph_programs(
                 self._calls,
                 self._stream,
                 plains,
@@ -264,7 +264,6 @@ class CudaInstance(Instance):
                 bucket,
                 lambda name, error: self._refused(model, bucket, name, error),
             )
-        return others
 
     def _trial_feed(self, model: int, bucket: int) -> Feed | None:
         """A mapped feed over the trial rows; None without a slab, or if it brings other rows than asked."""
@@ -307,7 +306,7 @@ class CudaInstance(Instance):
         real = Plain(self._models[model], self._buffers[model], feed, bucket)
         if best.name == real.name:
             return real
-        for program in self._others(model, [real], bucket):
+        for program in self._graphs(model, [real], bucket):
             if program.name == best.name:
                 return program
         return real  # its capture went well a moment ago; the reason why not now has been told

@@ -13,13 +13,13 @@ from torch.export.pt2_archive._package import load_pt2
 from torch.utils import _pytree as pytree
 
 from scheduler.executor import rnn_weights
+from scheduler.executor.error_text import last_line
 from scheduler.executor.exported_archive import plain_data
 from scheduler.executor.precision import narrow_dtype
 from scheduler.executor.runner import DeviceSettings, ModelUnusable
 from scheduler.executor.torch_model import (
     TorchModel,
     check_precision,
-    last_line,
     model_of,
     open_device,
     tensor_dtype,

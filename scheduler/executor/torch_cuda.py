@@ -11,6 +11,7 @@ import torch
 
 from scheduler.executor.cuda_calls import Array, Graph, HostBuffer, Layout, NotMapped, Tensor
 from scheduler.executor.cuda_faults import Fault, fault_of
+from scheduler.executor.error_text import first_line
 from scheduler.executor.runner import ModelUnusable
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class TorchCuda:
             torch.zeros(1, device=self._device)
             torch.cuda.synchronize(self._device)
         except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
-            raise ModelUnusable(f"device {device} cannot be used: {_first_line(error)}") from error
+            raise ModelUnusable(f"device {device} cannot be used: {first_line(error)}") from error
 
     @property
     def uuid(self) -> str:
@@ -103,7 +104,7 @@ class TorchCuda:
         try:
             return torch.as_tensor(_DeviceView(rows, address), device=self._device)
         except (RuntimeError, ValueError) as error:
-            raise NotMapped(_first_line(error)) from error
+            raise NotMapped(first_line(error)) from error
 
     def layout(self, tensor: Tensor) -> Layout:
         """See `CudaCalls`."""
@@ -234,7 +235,3 @@ def _map(rows: Array) -> int:
 
 def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype)).dtype
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scheduler.executor.error_text import last_line
 from scheduler.executor.precision import TF32, narrow_dtype
 from scheduler.executor.runner import DeviceSettings, ModelUnusable
 from scheduler.signature import ModelSignature, TensorSpec
@@ -144,11 +145,6 @@ def check_precision(model: TorchModel, settings: DeviceSettings, device: torch.d
             f"{model.signature.name} cannot compute in {settings.precision} on {settings.device}: "
             f"{last_line(error)}"
         ) from error
-
-
-def last_line(error: Exception) -> str:
-    """What went wrong, without the trace that torch puts above it."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

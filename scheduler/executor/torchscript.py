@@ -5,6 +5,7 @@ import io
 import torch
 
 from scheduler.executor import rnn_weights, variants
+from scheduler.executor.error_text import first_line
 from scheduler.executor.lstm_packing import pack
 from scheduler.executor.precision import narrow_dtype
 from scheduler.executor.runner import DeviceSettings, ModelUnusable
@@ -22,8 +23,7 @@ def load(file: bytes, signature: ModelSignature, settings: DeviceSettings) -> To
     try:
         module = torch.jit.load(io.BytesIO(file), map_location=device)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ModelUnusable(f"torch cannot load the file of {signature.name}: {first_line}") from error
+        raise ModelUnusable(f"torch cannot load the file of {signature.name}: {first_line(error)}") from error
     module = module.eval()
     narrow = narrow_dtype(settings.precision)
     if narrow is not None:
