@@ -163,7 +163,10 @@ class FrontendPort:
     def first_slot(self) -> int: ...
 
 class EnginePort:
-    def __init__(self, arena: Arena, engine: int, eventfd: int, frontend_eventfds: Sequence[int]) -> None: ...
+    def __init__(self, arena: Arena, engine: int, eventfd: int, frontend_eventfds: Sequence[int], models: int = 18446744073709551615) -> None:
+        """
+        `models`: a bit for each that the engine serves; the lanes of the others stay empty.
+        """
 
     def look(self) -> list[tuple[int, int, int, int, int, int | None]]:
         """

@@ -38,7 +38,11 @@ class Arena {
     header->dims = layout.dims;
     header->total_bytes = layout.total_bytes;
     header->magic = kMagic;  // other processes are started after this; no ordering is needed
-    return Arena(base, layout);
+    const Arena arena(base, layout);
+    for (std::uint32_t engine = 0; engine < layout.dims.engines; ++engine) {
+      arena.served(engine).store(kAllModels, std::memory_order_relaxed);
+    }
+    return arena;
   }
 
   // Takes over a formatted buffer, trusting nothing but its size.
@@ -93,9 +97,12 @@ class Arena {
     const std::uint64_t index = std::uint64_t{engine} * layout_.dims.models + model;
     return at<Forecast>(layout_.forecasts + index * sizeof(Forecast));
   }
-  std::atomic<std::uint64_t>& free_at(std::uint32_t engine) const {
-    return at<FreeAt>(layout_.free_at + engine * sizeof(FreeAt)).ns;
+  Notice& notice(std::uint32_t engine) const {
+    return at<Notice>(layout_.notices + engine * sizeof(Notice));
   }
+  std::atomic<std::uint64_t>& free_at(std::uint32_t engine) const { return notice(engine).free_at_ns; }
+  // A bit for each model that the engine serves.
+  std::atomic<std::uint64_t>& served(std::uint32_t engine) const { return notice(engine).models; }
   SlotHeader& slot(std::uint64_t slot) const {
     return at<SlotHeader>(layout_.slot_headers + slot * sizeof(SlotHeader));
   }

@@ -42,13 +42,15 @@ struct ForecastFacts {
 
 class EnginePort {
  public:
-  // `frontend_eventfds`: one per front end. `own_eventfd`: where this engine is woken.
+  // `frontend_eventfds`: one per front end. `own_eventfd`: where this engine is woken. `models`: a bit for
+  // each that it serves; nothing may be pushed to the others.
   EnginePort(const Arena& arena, std::uint32_t engine, int own_eventfd,
-             const std::vector<int>& frontend_eventfds)
+             const std::vector<int>& frontend_eventfds, std::uint64_t models = kAllModels)
       : arena_(arena),
         gate_(arena.engine_gate(engine), own_eventfd),
         stats_(&arena.engine_stats(engine)),
-        engine_(engine) {
+        engine_(engine),
+        models_(models) {
     const Dimensions& dims = arena_.layout().dims;
     Layout::check("engine", engine, 0, dims.engines - 1);
     Layout::check("frontend eventfds", frontend_eventfds.size(), dims.frontends, dims.frontends);
@@ -60,6 +62,7 @@ class EnginePort {
       completions_.emplace_back(arena_.completion_control(pair), arena_.completion_entries(pair),
                                 arena_.layout().ring_capacity);
     }
+    arena_.served(engine).store(models, std::memory_order_relaxed);  // for estimates
     // by model first: a take merges the lanes of one model
     for (std::uint32_t model = 0; model < dims.models; ++model) {
       for (std::uint32_t cls = 0; cls < kClasses; ++cls) {
@@ -79,7 +82,7 @@ class EnginePort {
     bump(stats_->looks);
     seen_pushes_ = pushes();  // before the lanes are read: a push in between is noticed later
     const Dimensions& dims = arena_.layout().dims;
-    for (std::uint32_t model = 0; model < dims.models; ++model) {
+    for_each_model(models_, dims.models, [&](std::uint32_t model) {
       for (std::uint32_t cls = 0; cls < kClasses; ++cls) {
         ClassBacklog backlog;
         for (std::uint32_t frontend = 0; frontend < dims.frontends; ++frontend) {
@@ -96,7 +99,7 @@ class EnginePort {
         }
         if (backlog.depth != 0) report(model, cls, backlog);
       }
-    }
+    });
   }
 
   // Takes up to `max` live items of a model in the order of (key, class, front end) into `slots`.
@@ -331,6 +334,7 @@ class EnginePort {
   Gate gate_;
   EngineStats* stats_;
   std::uint32_t engine_;
+  std::uint64_t models_;
   std::uint64_t seen_pushes_ = 0;
   std::vector<Gate> frontend_gates_;
   std::vector<SpscRing<std::uint32_t>> completions_;  // by front end

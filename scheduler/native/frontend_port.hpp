@@ -186,13 +186,14 @@ class FrontendPort {
     const Dimensions& dims = arena_.layout().dims;
     Layout::check("engine", engine, 0, dims.engines - 1);
     PerClass sums{};
-    std::uint64_t lane = arena_.layout().lane_index(engine, 0, 0, 0);
-    for (std::uint32_t frontend = 0; frontend < dims.frontends; ++frontend) {
-      for (std::uint32_t model = 0; model < dims.models; ++model) {
-        const std::uint64_t each = weight(arena_.forecast(engine, model));
+    // relaxed: whoever pushes to a model has been told by other means that it is served.
+    for_each_model(arena_.served(engine).load(std::memory_order_relaxed), dims.models, [&](std::uint32_t model) {
+      const std::uint64_t each = weight(arena_.forecast(engine, model));
+      for (std::uint32_t frontend = 0; frontend < dims.frontends; ++frontend) {
+        std::uint64_t lane = arena_.layout().lane_index(engine, frontend, model, 0);
         for (std::uint64_t& of_class : sums) of_class += arena_.queued(lane++) * each;
       }
-    }
+    });
     return sums;
   }
 

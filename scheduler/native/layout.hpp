@@ -18,7 +18,7 @@ inline constexpr std::size_t kNoFalseSharing = 128;
 inline constexpr std::size_t kPage = 4096;
 
 inline constexpr std::uint64_t kMagic = 0x474e49524b434954;  // "TICKRING", little-endian
-inline constexpr std::uint32_t kLayoutVersion = 2;
+inline constexpr std::uint32_t kLayoutVersion = 3;
 
 inline constexpr std::uint32_t kClasses = 5;
 inline constexpr std::uint32_t kMaxFrontends = 64;
@@ -171,11 +171,23 @@ struct Forecast {
 };
 static_assert(sizeof(Forecast) == kNoFalseSharing + kMaxBuckets * sizeof(ForecastBucket));
 
-// Of one engine, written by it: the instant at which an instance is expected to be free; 0: one is.
-struct FreeAt {
-  alignas(kNoFalseSharing) std::atomic<std::uint64_t> ns;
+// What an engine tells all front ends, beside its forecasts.
+struct Notice {
+  // The instant at which an instance is expected to be free; 0: one is.
+  alignas(kNoFalseSharing) std::atomic<std::uint64_t> free_at_ns;
+  // A bit for each model that it serves: the lanes of the others are empty, and nobody need look.
+  std::atomic<std::uint64_t> models;
 };
-static_assert(sizeof(FreeAt) == kNoFalseSharing);
+static_assert(sizeof(Notice) == kNoFalseSharing);
+static_assert(kMaxModels == 64);  // bits of Notice::models
+inline constexpr std::uint64_t kAllModels = ~std::uint64_t{0};
+
+// Calls with each model whose bit is set, below `models`.
+template <typename Call>
+void for_each_model(std::uint64_t bits, std::uint32_t models, Call call) {
+  if (models < kMaxModels) bits &= (std::uint64_t{1} << models) - 1;
+  for (; bits != 0; bits &= bits - 1) call(static_cast<std::uint32_t>(__builtin_ctzll(bits)));
+}
 
 struct Dimensions {
   std::uint32_t frontends = 1;
@@ -198,7 +210,7 @@ struct Layout {
   std::uint64_t engine_stats = 0;
   std::uint64_t frontend_stats = 0;
   std::uint64_t forecasts = 0;
-  std::uint64_t free_at = 0;
+  std::uint64_t notices = 0;
   std::uint64_t slot_headers = 0;
   std::uint64_t input_slab = 0;
   std::uint64_t output_slab = 0;
@@ -268,7 +280,7 @@ struct Layout {
     layout.frontend_stats = place(dims.frontends * sizeof(FrontendStats), kNoFalseSharing);
     layout.forecasts =
         place(std::uint64_t{dims.engines} * dims.models * sizeof(Forecast), kNoFalseSharing);
-    layout.free_at = place(dims.engines * sizeof(FreeAt), kNoFalseSharing);
+    layout.notices = place(dims.engines * sizeof(Notice), kNoFalseSharing);
     layout.slot_headers = place(layout.slots() * sizeof(SlotHeader), kNoFalseSharing);
     // Pages of their own, so that a device driver can register the slabs and nothing else.
     layout.input_slab = place(layout.slots() * dims.input_row_bytes, kPage);

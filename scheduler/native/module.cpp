@@ -393,10 +393,12 @@ NB_MODULE(_ring, m) {
       .def(
           "__init__",
           [](tickring::EnginePort* self, const PyArena& arena, std::uint32_t engine, int eventfd,
-             const std::vector<int>& frontend_eventfds) {
-            new (self) tickring::EnginePort(arena.arena, engine, eventfd, frontend_eventfds);
+             const std::vector<int>& frontend_eventfds, std::uint64_t models) {
+            new (self) tickring::EnginePort(arena.arena, engine, eventfd, frontend_eventfds, models);
           },
-          "arena"_a, "engine"_a, "eventfd"_a, "frontend_eventfds"_a, nb::keep_alive<1, 2>())
+          "arena"_a, "engine"_a, "eventfd"_a, "frontend_eventfds"_a, "models"_a = tickring::kAllModels,
+          "`models`: a bit for each that the engine serves; the lanes of the others stay empty.",
+          nb::keep_alive<1, 2>())
       .def("look",
            [](tickring::EnginePort& self) {
              nb::list out;

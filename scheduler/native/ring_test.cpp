@@ -51,6 +51,7 @@ constexpr Test kTests[] = {
     TEST(forecast_is_read_while_it_is_published),
     TEST(forecast_of_the_wrong_shape_is_refused_whole),
     TEST(reset_engine_keeps_its_forecast_but_not_when_it_is_free),
+    TEST(only_lanes_of_served_models_are_looked_at),
     TEST(port_with_a_closed_eventfd_is_refused),
     TEST(push_at_any_point_of_a_wait_ends_it),
     TEST(engine_may_fall_asleep_at_any_point_of_a_push),

@@ -399,6 +399,26 @@ static void forecast_of_the_wrong_shape_is_refused_whole() {
   CHECK_EQUAL(forecast.buckets[0].median_ns.load(), 7u);
 }
 
+static void only_lanes_of_served_models_are_looked_at() {
+  World world(dimensions(1, 4, 64));
+  FrontendPort port = world.frontend(0);
+  for (const std::uint32_t model : {0u, 5u, 63u}) {
+    const std::uint32_t slot = model % 4;
+    CHECK(port.push(0, model, 1, &slot, 1, ticket(model)));
+  }
+  const auto seen = [&](std::uint64_t models) {
+    EnginePort engine(world.arena, 0, world.engine_fds[0], world.frontend_fds, models);
+    List found;
+    engine.look([&](std::uint32_t model, std::uint32_t, const tickring::ClassBacklog&) { found.push_back(model); });
+    CHECK_EQUAL(port.depths(0)[1], found.size());
+    return found;
+  };
+  CHECK(seen(tickring::kAllModels) == (List{0, 5, 63}));
+  CHECK(seen(1u << 5) == (List{5}));
+  CHECK(seen(std::uint64_t{1} << 63 | 1u) == (List{0, 63}));
+  CHECK(seen(2u).empty());
+}
+
 static void reset_engine_keeps_its_forecast_but_not_when_it_is_free() {
   World world(dimensions(1, 1));
   EnginePort engine = world.engine();

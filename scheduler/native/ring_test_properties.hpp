@@ -116,8 +116,8 @@ static void parts_of_the_arena_are_aligned_and_apart() {
     CHECK(layout.doorbells >= layout.completions + 3 * layout.completion_bytes());
     CHECK(layout.frontend_stats >= layout.engine_stats + sizeof(tickring::EngineStats));
     CHECK(layout.forecasts >= layout.frontend_stats + 3 * sizeof(tickring::FrontendStats));
-    CHECK(layout.free_at >= layout.forecasts + 2 * sizeof(tickring::Forecast));
-    CHECK(layout.slot_headers >= layout.free_at + sizeof(tickring::FreeAt));
+    CHECK(layout.notices >= layout.forecasts + 2 * sizeof(tickring::Forecast));
+    CHECK(layout.slot_headers >= layout.notices + sizeof(tickring::Notice));
     CHECK(layout.input_slab >= layout.slot_headers + layout.slots() * sizeof(SlotHeader));
     CHECK(layout.output_slab >= layout.input_slab + layout.slots() * layout.dims.input_row_bytes);
     CHECK(layout.total_bytes >= layout.output_slab + layout.slots() * layout.dims.output_row_bytes);

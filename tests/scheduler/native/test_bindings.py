@@ -101,9 +101,9 @@ def test_attach_takes_nothing_but_an_arena_of_this_layout() -> None:
     assert attached.slots == 8
 
     header = buffer[:64].view(np.uint32)
-    assert header[2] == 2
+    assert header[2] == 3
     header[2] = 1
-    with pytest.raises(ValueError, match="layout version 1, this build speaks 2"):
+    with pytest.raises(ValueError, match="layout version 1, this build speaks 3"):
         _ring.Arena.attach(buffer)
     header[2] = 2
     header[4] = 65
