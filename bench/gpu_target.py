@@ -91,7 +91,7 @@ class GpuTarget:
             on_failure: Callable[[Batch, Exception, FailureExtent], None],
         ) -> Hands:
             calls = self._calls(wanted)
-            models = [model.load(self.device, wanted.precision) for model in wanted.models]
+            models = {at: model.load(self.device, wanted.precision) for at, model in enumerate(wanted.models)}
 
             def limit(model: int, largest: int | None) -> None:
                 limits.append(largest)

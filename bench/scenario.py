@@ -13,7 +13,9 @@ from pydantic import AfterValidator, BaseModel, Field
 from bench.arrivals import Process
 from bench.costs import Device
 from scheduler.priority import PriorityClass, parse_priority
-from server.settings import DEFAULT_PROFILE, Settings, load_settings
+from server.configuration import load_settings
+from server.layers import DEFAULT_PROFILE
+from server.settings import Settings
 
 FOLDER = Path(__file__).parent / "scenarios"
 

@@ -58,7 +58,7 @@ def test_engine_overhead_per_item(gate: Gate, benchmark: BenchmarkFixture) -> No
     clock = MonotonicClock()
     plans = [BatchPlan((1, 2, 4, 8, 16, BATCH), (0,) * 5, None)]
     dispatcher = Dispatcher(port, plans, LearnedLatency(), clock)
-    instance = CpuInstance(arena, dispatcher, [InstantRunner()], BATCH, clock, lambda *_: None)
+    instance = CpuInstance(arena, dispatcher, {0: InstantRunner()}, BATCH, clock, lambda *_: None)
     window = np.random.default_rng(0).standard_normal((50, 60)).astype(np.float32).tobytes()
 
     def fill() -> None:

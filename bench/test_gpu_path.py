@@ -37,7 +37,7 @@ class CpuTarget:
 
     def hire(self, wanted: Wanted, notes: Notebook, limits: list[int | None]) -> Hire:
         del notes, limits
-        runners = [self._runner(model) for model in wanted.models]
+        runners = {at: self._runner(model) for at, model in enumerate(wanted.models)}
 
         def build(arena: Arena, dispatcher: Dispatcher, on_failure: OnFailure) -> Hands:
             instances = [

@@ -1,5 +1,16 @@
-"""The async client of tickring: `Client`, what it returns, and what it raises."""
+"""The async clients of tickring: `Client` and `AdminClient`, what they return, and what they raise."""
 
+from client.admin import AdminClient
+from client.admin_info import (
+    BucketLatency,
+    EngineModelStatus,
+    EngineStatus,
+    FrontendStatus,
+    ServerStatus,
+    SettingInfo,
+    SettingsChange,
+    SettingsInfo,
+)
 from client.channel import TlsFiles
 from client.client import Client
 from client.errors import (
@@ -12,6 +23,7 @@ from client.errors import (
     Overloaded,
     PermissionDenied,
     PredictionError,
+    SettingsChanged,
     Unauthenticated,
     Unavailable,
 )
@@ -21,9 +33,14 @@ from client.priority import Priority
 from client.retry import RetryPolicy
 
 __all__ = [
+    "AdminClient",
+    "BucketLatency",
     "Cancelled",
     "Client",
     "DeadlineExceeded",
+    "EngineModelStatus",
+    "EngineStatus",
+    "FrontendStatus",
     "InvalidRequest",
     "ModelFailed",
     "ModelInfo",
@@ -35,6 +52,11 @@ __all__ = [
     "PredictionError",
     "Priority",
     "RetryPolicy",
+    "ServerStatus",
+    "SettingInfo",
+    "SettingsChange",
+    "SettingsChanged",
+    "SettingsInfo",
     "TensorInfo",
     "Timing",
     "TlsFiles",

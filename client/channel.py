@@ -11,7 +11,14 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.codec import MAX_MESSAGE_BYTES
-from tickring.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from tickring.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -19,6 +26,7 @@ Unary: TypeAlias = grpc.aio.UnaryUnaryMultiCallable[Request, Response]
 Stream: TypeAlias = grpc.aio.StreamStreamMultiCallable[Request, Response]
 
 DEFAULT_TARGET = "127.0.0.1:8001"
+DEFAULT_ADMIN_TARGET = "127.0.0.1:8003"
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -60,10 +68,9 @@ class TlsFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
-    """A channel and the RPCs called on it. The generated stubs are untyped; their types are written here."""
+class ServerRpcs:
+    """The RPCs of the main port. The generated stubs are untyped; their types are written here."""
 
-    channel: grpc.aio.Channel
     predict: Unary[inference_pb2.PredictRequest, inference_pb2.PredictResponse]
     predict_stream: Stream[inference_pb2.PredictStreamRequest, inference_pb2.PredictStreamResponse]
     list_models: Unary[model_pb2.ListModelsRequest, model_pb2.ListModelsResponse]
@@ -71,20 +78,48 @@ class Connection:
     check: Unary[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
 
 
-def open_connection(target: str, tls: TlsFiles | None) -> Connection:
-    """A channel on the running event loop; it connects when first used. Raises `OSError` for TLS files."""
-    if tls is None:
-        # What is meant to stay on this machine does not go through a proxy of the environment either.
-        direct = (("grpc.enable_http_proxy", 0),) if stays_here(target) else ()
-        channel = grpc.aio.insecure_channel(target, options=(*_OPTIONS, *direct))
-    else:
-        channel = grpc.aio.secure_channel(target, tls.credentials(), options=_OPTIONS)
+def server_rpcs(channel: grpc.aio.Channel) -> ServerRpcs:
+    """Those of this channel."""
     inference = inference_pb2_grpc.InferenceServiceStub(channel)
     models = model_pb2_grpc.ModelServiceStub(channel)
     health = health_pb2_grpc.HealthStub(channel)
-    return Connection(
-        channel, inference.Predict, inference.PredictStream, models.ListModels, models.GetModel, health.Check
+    return ServerRpcs(
+        inference.Predict, inference.PredictStream, models.ListModels, models.GetModel, health.Check
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AdminRpcs:
+    """The RPCs of the admin port that this client calls."""
+
+    load_model: Unary[admin_pb2.LoadModelRequest, admin_pb2.LoadModelResponse]
+    unload_model: Unary[admin_pb2.UnloadModelRequest, admin_pb2.UnloadModelResponse]
+    get_settings: Unary[admin_pb2.GetSettingsRequest, admin_pb2.GetSettingsResponse]
+    update_settings: Unary[admin_pb2.UpdateSettingsRequest, admin_pb2.UpdateSettingsResponse]
+    get_status: Unary[admin_pb2.GetStatusRequest, admin_pb2.GetStatusResponse]
+    drain: Unary[admin_pb2.DrainRequest, admin_pb2.DrainResponse]
+
+
+def admin_rpcs(channel: grpc.aio.Channel) -> AdminRpcs:
+    """Those of this channel."""
+    stub = admin_pb2_grpc.AdminServiceStub(channel)
+    return AdminRpcs(
+        stub.LoadModel,
+        stub.UnloadModel,
+        stub.GetSettings,
+        stub.UpdateSettings,
+        stub.GetStatus,
+        stub.Drain,
+    )
+
+
+def open_channel(target: str, tls: TlsFiles | None) -> grpc.aio.Channel:
+    """On the running event loop; it connects when first used. Raises `OSError` for TLS files."""
+    if tls is None:
+        # What is meant to stay on this machine does not go through a proxy of the environment either.
+        direct = (("grpc.enable_http_proxy", 0),) if stays_here(target) else ()
+        return grpc.aio.insecure_channel(target, options=(*_OPTIONS, *direct))
+    return grpc.aio.secure_channel(target, tls.credentials(), options=_OPTIONS)
 
 
 def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:

@@ -11,19 +11,10 @@ import grpc.aio
 import numpy.typing as npt
 from grpc_health.v1 import health_pb2
 
-from client.channel import (
-    DEFAULT_TARGET,
-    Connection,
-    Request,
-    Response,
-    TlsFiles,
-    Unary,
-    call_metadata,
-    open_connection,
-    stays_here,
-)
+from client.channel import DEFAULT_TARGET, TlsFiles, server_rpcs
 from client.codec import read_model, read_response, write_request
-from client.errors import Cancelled, DeadlineExceeded, NotFound, Unavailable, from_rpc_error, invalid
+from client.errors import DeadlineExceeded, NotFound, Unavailable, invalid
+from client.link import Link
 from client.model_info import ModelInfo
 from client.prediction import Prediction
 from client.retry import RetryPolicy
@@ -62,15 +53,9 @@ class Client:
         allow_clear_text: bool = False,
         retries: RetryPolicy = _DEFAULT_RETRIES,
     ) -> None:
-        if token is not None and tls is None and not allow_clear_text and not stays_here(target):
-            raise ValueError(f"the token would go to {target} in clear text: use TLS, or allow clear text")
-        self._target = target
-        self._tls = tls
-        self._metadata = call_metadata(token)
+        self._link = Link(target, tls, token, allow_clear_text, server_rpcs)
         self._retries = retries
         self._multiplexer = Multiplexer(self._open_predict_stream)
-        self._connection: Connection | None = None
-        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -85,11 +70,9 @@ class Client:
 
     async def close(self) -> None:
         """Closes the connection; outstanding and later calls fail with `Cancelled`."""
-        self._closed = True
+        self._link.refuse_calls()
         await self._multiplexer.close()
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            await connection.channel.close(None)
+        await self._link.close()
 
     async def predict(
         self,
@@ -161,14 +144,14 @@ class Client:
 
     async def models(self, *, timeout_s: float = CONTROL_TIMEOUT_S) -> list[ModelInfo]:
         """All models of the server, ordered by name."""
-        rpc = self._connected().list_models
-        answer = await self._call(rpc, model_pb2.ListModelsRequest(), timeout_s)
+        rpc = self._link.rpcs.list_models
+        answer = await self._link.call(rpc, model_pb2.ListModelsRequest(), timeout_s)
         return [read_model(model) for model in answer.models]
 
     async def model(self, name: str = "", *, timeout_s: float = CONTROL_TIMEOUT_S) -> ModelInfo:
         """One model; empty: the server's default. Raises `NotFound`."""
-        rpc = self._connected().get_model
-        answer = await self._call(rpc, model_pb2.GetModelRequest(model_name=name), timeout_s)
+        rpc = self._link.rpcs.get_model
+        answer = await self._link.call(rpc, model_pb2.GetModelRequest(model_name=name), timeout_s)
         return read_model(answer.model)
 
     async def health(self, service: str = "", *, timeout_s: float = CONTROL_TIMEOUT_S) -> str:
@@ -176,9 +159,9 @@ class Client:
 
         Empty asks for the server as a whole. Raises `NotFound` for a service the server does not know.
         """
-        rpc = self._connected().check
+        rpc = self._link.rpcs.check
         try:
-            answer = await self._call(rpc, health_pb2.HealthCheckRequest(service=service), timeout_s)
+            answer = await self._link.call(rpc, health_pb2.HealthCheckRequest(service=service), timeout_s)
         except NotFound as error:  # the standard servicer says nothing more
             message = error.message or f"the server keeps no health of {service!r}"
             raise NotFound(error.code, message) from error
@@ -202,42 +185,18 @@ class Client:
             if loop.time() + READY_POLL_S >= deadline:
                 raise DeadlineExceeded(
                     grpc.StatusCode.DEADLINE_EXCEEDED,
-                    f"{self._target} was not ready after {timeout_s:g} s; last seen: {seen}",
+                    f"{self._link.target} was not ready after {timeout_s:g} s; last seen: {seen}",
                 )
             await asyncio.sleep(READY_POLL_S)
 
-    def _connected(self) -> Connection:
-        if self._closed:
-            raise self._closed_error()
-        if self._connection is None:
-            self._connection = open_connection(self._target, self._tls)
-        return self._connection
-
     def _open_predict_stream(self) -> StreamCall:
-        return self._connected().predict_stream(None, metadata=self._metadata)
+        return self._link.rpcs.predict_stream(None, metadata=self._link.metadata)
 
     async def _predict_once(
         self, request: inference_pb2.PredictRequest, deadline: float | None
     ) -> inference_pb2.PredictResponse:
         remaining_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
-        return await self._call(self._connected().predict, request, remaining_s)
-
-    async def _call(
-        self, rpc: Unary[Request, Response], request: Request, timeout_s: float | None
-    ) -> Response:
-        try:
-            return await rpc(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        except asyncio.CancelledError:
-            # Closing the channel cancels its RPCs, which looks like a cancel of the task that awaits one.
-            task = asyncio.current_task()
-            if self._closed and task is not None and not task.cancelling():
-                raise self._closed_error() from None
-            raise
-
-    def _closed_error(self) -> Cancelled:
-        return Cancelled(grpc.StatusCode.CANCELLED, "this client is closed")
+        return await self._link.call(self._link.rpcs.predict, request, remaining_s)
 
     async def _with_retries(
         self, attempt_once: Callable[[], Awaitable[inference_pb2.PredictResponse]], deadline: float | None

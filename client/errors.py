@@ -49,7 +49,9 @@ class NotFound(PredictionError):
 
 
 class NotReady(PredictionError):
-    """FAILED_PRECONDITION: the model is known but does not serve yet."""
+    """FAILED_PRECONDITION: the model is known but does not serve yet; or a change that cannot be made as
+    things are, and `reason` says why.
+    """
 
 
 class Overloaded(PredictionError):
@@ -72,6 +74,10 @@ class ModelFailed(PredictionError):
     """INTERNAL with a `reason`: MODEL_ERROR or NON_FINITE_OUTPUT, for this request alone."""
 
 
+class SettingsChanged(PredictionError):
+    """ABORTED: the settings of the server are of another version than was expected; read them again."""
+
+
 class Unauthenticated(PredictionError):
     """UNAUTHENTICATED: no token, or a wrong one."""
 
@@ -88,6 +94,7 @@ _CLASSES: Mapping[grpc.StatusCode, type[PredictionError]] = MappingProxyType(
         grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
         grpc.StatusCode.CANCELLED: Cancelled,
+        grpc.StatusCode.ABORTED: SettingsChanged,
         grpc.StatusCode.UNAVAILABLE: Unavailable,
         grpc.StatusCode.INTERNAL: ModelFailed,
         grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,

@@ -217,9 +217,9 @@ class Dispatcher:
         for model in range(len(self._plans)):
             self._publish(model, self._clock.now_ns())
 
-    def replan(self, plans: Sequence[BatchPlan]) -> None:
-        """Uses other plans, of the same buckets and budgets, from the next decision on. From any thread."""
-        self._requests.append(lambda: self._replan(plans))
+    def replan(self, plans: Sequence[BatchPlan], *, early_refusal: bool) -> None:
+        """Uses other plans, of the same buckets, from the next decision on. From any thread."""
+        self._requests.append(lambda: self._replan(plans, early_refusal))
         self._port.wake()
 
     def shrink_targets(self, steps: int) -> None:
@@ -332,8 +332,11 @@ class Dispatcher:
         with self._ledger:
             self.targets.limit(model, largest)
 
-    def _replan(self, plans: Sequence[BatchPlan]) -> None:
+    def _replan(self, plans: Sequence[BatchPlan], early_refusal: bool) -> None:
         self._plans = plans
+        self._early_refusal = early_refusal
+        with self._ledger:
+            self.targets.replan(plans)
 
     def _discard(self, frontend: int, done: Callable[[], None]) -> None:
         self._port.discard(frontend)

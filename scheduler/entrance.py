@@ -125,10 +125,13 @@ class Entrance:
         self.held_rows = [0] * CLASS_COUNT
         self._paces = [_Pace() for _ in range(CLASS_COUNT)]
         self._swept_ns = 0
-        self.change(limits)
+        self.change(limits, bulk_quantum_ns)
 
-    def change(self, limits: Sequence[ClassLimits]) -> None:
-        """Uses other slacks from now on; what has entered keeps its key."""
+    def change(self, limits: Sequence[ClassLimits], bulk_quantum_ns: int) -> None:
+        """Uses other slacks, and another quantum, from now on; what has entered keeps its key."""
+        if bulk_quantum_ns != self._quantum_ns:
+            self._accounts = [{} for _ in self._accounts]
+        self._quantum_ns = bulk_quantum_ns
         self._stamp.change(limits)
         least_ns = min(limit.slack_ns for limit in limits)
         self._patient = [index for index, limit in enumerate(limits) if limit.slack_ns > least_ns]
@@ -206,11 +209,20 @@ class Entrance:
         else:
             self._partition.cancel(submission)
 
-    def lose_all(self) -> None:
-        """No engine is left: ends all that is held as LOST. The partition does so with what has entered."""
+    def lose_stranded(self) -> None:
+        """Ends as LOST what is held for models that no engine serves any more.
+
+        The partition does so with what has entered.
+        """
         for queue in self._held:
             for submission in list(queue):
-                self._withdraw(submission, Outcome.LOST)
+                if not self._engines.ready_for(submission.model):
+                    self._withdraw(submission, Outcome.LOST)
+
+    def holds_for(self, engine: int) -> bool:
+        """Whether something is held that may go to this engine."""
+        held = {submission.model for queue in self._held for submission in queue}
+        return any(engine in self._engines.ready_for(model) for model in held)
 
     def _sweep(self, now_ns: int) -> None:
         """Ends what has expired; deadlines are not in the order of arrival."""
@@ -224,7 +236,7 @@ class Entrance:
         class_index = submission.class_index
         if class_index not in self._patient:
             return wanted
-        ready = self._engines.ready
+        ready = self._engines.ready_for(submission.model)
         engines = ready if len(ready) == 1 else (wanted, *(each for each in ready if each != wanted))
         for engine in engines:
             if self._has_room(engine, submission, now_ns):
@@ -248,7 +260,7 @@ class Entrance:
         return len(submission.slots) * self._engines.forecast(engine, submission.model, now_ns).item_ns
 
     def _push(self, submission: Submission, entry: _Entry, engine: int, now_ns: int) -> None:
-        self._engines.used(engine)
+        self._engines.used(engine, submission.model)
         self._partition.push(
             submission,
             engine=engine,

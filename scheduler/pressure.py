@@ -29,6 +29,10 @@ class Pressure:
         self.steps = 0
         self.cause = ""
 
+    def change(self, thresholds: Mapping[str, Threshold]) -> None:
+        """Other marks from the next reading on; steps taken by the old ones go as they came."""
+        self._thresholds = thresholds
+
     def read(self, readings: Mapping[str, float]) -> bool:
         """Takes one reading of each; True when `steps` has changed. `cause` names what last was too high."""
         high = [name for name, limit in self._thresholds.items() if readings.get(name, 0.0) >= limit.high]

@@ -52,6 +52,11 @@ class TargetSizes:
         for model in range(len(self._plans)):
             self._set(model)
 
+    def replan(self, plans: Sequence[BatchPlan]) -> None:
+        """Other budgets, for the same buckets: starts again from what is predicted now."""
+        self._plans = plans
+        self.restart()
+
     def limit(self, model: int, largest: int | None) -> None:
         """Whatever fits the budget, no batch of this model is larger from now on; None: no limit."""
         if largest is None:

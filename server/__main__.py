@@ -2,20 +2,31 @@
 
 import asyncio
 import os
+import signal
 import sys
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
-from server import options
+from server import asks, options
+from server.admin_port import AdminPort
+from server.changes import Changes
+from server.configuration import Configuration, load_configuration
+from server.layers import AUTO
+from server.lineup import NoRoom, Wishes, line_up
 from server.ports import PortInUse
 from server.probes import ProbeServer
 from server.problems import Problem, SettingsError
-from server.repository import RepositoryError, load_repository
+from server.repository import Repository, RepositoryError, load_repository
 from server.security import check_security, warn_of_security
-from server.settings import Settings, bundled_repository, load_settings
+from server.settings import Settings, bundled_repository
 from server.supervisor import Supervisor
 from server.telemetry import logs
+from server.trading_calendar import TradingCalendar
 
 EXIT_MISUSE = 2
+# For answers to whoever has just drained the service.
+ADMIN_GRACE_S = 1.0
 
 
 def main() -> None:
@@ -24,16 +35,19 @@ def main() -> None:
     Exit codes: 0 drained, 1 failed, 2 a setting or the model repository is wrong.
     """
     parsed = options.parse(sys.argv[1:])
-    load = partial(
-        load_settings, parsed.overrides, config=parsed.config, profile=parsed.profile, environ=os.environ
-    )
     try:
-        settings = load()
+        configuration = load_configuration(
+            parsed.overrides, config=parsed.config, profile=parsed.profile, environ=os.environ
+        )
+        telemetry = configuration.settings.telemetry
+        logs.configure(telemetry.log_format, telemetry.log_level)
+        configuration = _at_this_hour(configuration)
+        settings = configuration.settings
         if unserved := _not_served_yet(settings):
             raise SettingsError(unserved)
         check_security(settings)
         if parsed.print_config:
-            print(settings.to_toml(), end="")
+            print(configuration.to_toml(), end="")
             return
         path = settings.models.repository or bundled_repository()
         repository = load_repository(path, default_model=settings.models.default_model)
@@ -45,14 +59,22 @@ def main() -> None:
         print("configuration is valid")
         return
 
-    logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
     try:
-        sys.exit(asyncio.run(_serve(settings, Supervisor(settings, repository, load))))
+        sys.exit(asyncio.run(_serve(configuration, path, repository)))
     except SettingsError as error:  # what only a look at this machine shows: no such device
         print(error, file=sys.stderr)
         sys.exit(EXIT_MISUSE)
     except PortInUse as error:
         sys.exit(f"tickring-server: {error}")
+
+
+def _at_this_hour(configuration: Configuration) -> Configuration:
+    """With the profile that its calendar has now, where it is to follow one."""
+    if configuration.chosen_profile != AUTO:
+        return configuration
+    table = configuration.settings.calendar
+    profile, _ = TradingCalendar(table.exchange, table.lead_s).profile_at(datetime.now(UTC))
+    return configuration.with_profile(profile)
 
 
 def _not_served_yet(settings: Settings) -> list[Problem]:
@@ -68,15 +90,34 @@ def _not_served_yet(settings: Settings) -> list[Problem]:
     ]
 
 
-async def _serve(settings: Settings, supervisor: Supervisor) -> int:
+async def _serve(configuration: Configuration, path: Path, repository: Repository) -> int:
+    settings = configuration.settings
+    try:
+        lineup = line_up(repository, Wishes(), settings.models.max_loaded)
+    except NoRoom as error:
+        raise SettingsError([Problem("models.max_loaded", settings.models.max_loaded, str(error))]) from error
+    supervisor = Supervisor(settings, lineup)
+    changes = Changes(supervisor, configuration, path, repository)
     probes = ProbeServer(settings.server.host, settings.server.http_port, supervisor)
+    admin = AdminPort(settings, changes)
     await probes.start()
+    await admin.start()
     warn_of_security(settings)
     supervisor.status_url = f"http://{settings.server.target(probes.port)}/status"
+    supervisor.admin_port = admin.port
+    supervisor.answer = partial(asks.answer, changes)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, changes.reload)
+    following = [
+        asyncio.create_task(changes.follow_repository()),
+        asyncio.create_task(changes.follow_calendar()),
+    ]
     try:
         return await supervisor.run()
     finally:
+        for task in following:
+            task.cancel()
         probes.close()
+        await admin.stop(ADMIN_GRACE_S)
 
 
 if __name__ == "__main__":

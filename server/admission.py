@@ -11,7 +11,7 @@ When it enters the lanes is not asked here but in `scheduler.entrance`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scheduler import _ring
 from scheduler.engines import Engines
@@ -47,29 +47,31 @@ class Admission:
         frontends: int,
         *,
         early_refusal: bool = True,
-        model_limits: Sequence[int | None] = (),
+        model_limits: Mapping[int, int] | None = None,
     ) -> None:
         """Each front end gets an equal share of the queue limits, at least one item.
 
         Args:
             early_refusal: ask question 3.
-            model_limits: by model index, most items of one class; None: no limit of its own.
+            model_limits: by model index, most items of one class, for those that have a limit of their own.
         """
         self._partition = partition
         self._entrance = entrance
         self._engines = engines
         self._frontends = frontends
-        self._early_refusal = early_refusal
-        self._model_share = [None if limit is None else self._share(limit) for limit in model_limits]
         self._delivery_ns = 0.0
         self._delivered_ns = 0
         self.engine_lost = False
         self.draining = False
-        self.change(limits)
+        self.change(limits, early_refusal, model_limits or {})
 
-    def change(self, limits: Sequence[ClassLimits]) -> None:
-        """Uses other limits from now on; what has been let in stays."""
+    def change(
+        self, limits: Sequence[ClassLimits], early_refusal: bool, model_limits: Mapping[int, int]
+    ) -> None:
+        """Decides by these from now on; what has been let in stays. See the constructor."""
+        self._early_refusal = early_refusal
         self._class_share = [self._share(limit.queue_limit) for limit in limits]
+        self._model_share = {model: self._share(limit) for model, limit in model_limits.items()}
 
     def check_serving(self) -> None:
         """Raises Unavailable while draining or while no engine is there."""
@@ -117,7 +119,7 @@ class Admission:
         limit = self._class_share[class_index]
         if outstanding + rows > limit:
             raise self._full(model, class_index, rows, outstanding, limit, "", now_ns)
-        if self._model_share and (share := self._model_share[model]) is not None:
+        if (share := self._model_share.get(model)) is not None:
             queued = self._partition.outstanding_by_lane[model * _ring.CLASSES + class_index]
             if queued + rows > share:
                 raise self._full(model, class_index, rows, queued, share, " of this model", now_ns)

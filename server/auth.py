@@ -92,7 +92,7 @@ class Unauthenticated(RequestError):
 
 
 class PermissionDenied(RequestError):
-    """The caller is known and may not call this. `reason`: ROLE_MISSING."""
+    """The caller may not call this. `reason`: ROLE_MISSING, or TOKENS_NOT_SET where nobody may."""
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)

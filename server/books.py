@@ -1,12 +1,13 @@
 """The books of a running service, read from the arena: what was admitted, how it ended, what is predicted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from scheduler.arena import Arena
 from scheduler.partition import Outcome
 from scheduler.priority import PriorityClass
+from server.lineup import Lineup, Seat
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,24 +16,24 @@ class EngineState:
 
     Attributes:
         readings: the newest of its device, by name; empty where nothing is read. See `server.gpu`.
+        lineup: what it serves.
     """
 
     device: str
     ready: bool
     readings: Mapping[str, float]
+    lineup: Lineup
 
 
-def books(
-    arena: Arena, models: Sequence[str], engines: Sequence[EngineState], restarts: Mapping[str, int]
-) -> dict[str, Any]:
+def books(arena: Arena, engines: Mapping[int, EngineState], restarts: Mapping[str, int]) -> dict[str, Any]:
     """All of it as JSON values. Nothing stops meanwhile, so sums may differ while work is under way.
 
-    `models`: names, by index. `engines`: by index. `restarts`: by child.
+    `engines`: by index, those that are there. `restarts`: by child.
     """
     native = arena.native
     return {
         "frontends": [_frontend(arena, index) for index in range(native.frontends)],
-        "engines": [_engine(arena, index, models, engine) for index, engine in enumerate(engines)],
+        "engines": [_engine(arena, index, engine) for index, engine in engines.items()],
         "restarts": dict(restarts),
     }
 
@@ -52,7 +53,7 @@ def _frontend(arena: Arena, index: int) -> dict[str, Any]:
     }
 
 
-def _engine(arena: Arena, index: int, models: Sequence[str], state: EngineState) -> dict[str, Any]:
+def _engine(arena: Arena, index: int, state: EngineState) -> dict[str, Any]:
     native = arena.native
     stats = native.engine_stats(index)
     waiting, _ = native.engine_progress(index)
@@ -68,14 +69,16 @@ def _engine(arena: Arena, index: int, models: Sequence[str], state: EngineState)
         "batches": stats["batches"],
         "corrupt": stats["corrupt"],
         "waiting": waiting,
-        "models": {name: _model(arena, index, model) for model, name in enumerate(models)},
+        "models": [_model(arena, index, seat) for seat in state.lineup.seats],
     }
 
 
-def _model(arena: Arena, engine: int, model: int) -> dict[str, Any]:
-    forecast = arena.native.forecast(engine, model)
+def _model(arena: Arena, engine: int, seat: Seat) -> dict[str, Any]:
+    forecast = arena.native.forecast(engine, seat.place)
     return {
-        "queued": {c.label: arena.native.depth(engine, model, c.index) for c in PriorityClass},
+        "name": seat.manifest.name,
+        "version": seat.version.version,
+        "queued": {c.label: arena.native.depth(engine, seat.place, c.index) for c in PriorityClass},
         "target_batch": forecast["target"],
         "item_us": forecast["item_ns"] / 1e3,
         "latency_ms": {

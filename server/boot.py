@@ -21,8 +21,10 @@ class Boot:
     Attributes:
         index: of the front end or engine.
         device: of an engine, "cpu" or "cuda:N"; empty for a front end.
+        revision: what the supervisor counts its changes by; see `server.revision`.
         settings: `Settings` as JSON.
-        manifests: the repository's manifests as JSON, in the order of their lanes.
+        lineup: `Lineup` as JSON.
+        considerate: others serve meanwhile, so it loads and warms up without standing in their way.
     """
 
     role: str
@@ -31,11 +33,12 @@ class Boot:
     arena_fd: int
     frontend_eventfds: tuple[int, ...]
     engine_eventfds: tuple[int, ...]
+    revision: int
     settings: str
-    manifests: tuple[str, ...]
-    default_model: str | None
+    lineup: str
     grpc_port: int
     device: str = ""
+    considerate: bool = False
 
     def to_message(self) -> control.Message:
         """As a control message."""
@@ -47,7 +50,7 @@ class Boot:
         if message is None or message.get("type") != "boot":
             raise ValueError(f"expected boot, got {message}")
         fields = {name: value for name, value in message.items() if name != "type"}
-        for name in ("frontend_eventfds", "engine_eventfds", "manifests"):
+        for name in ("frontend_eventfds", "engine_eventfds"):
             fields[name] = tuple(fields[name])
         return cls(**fields)
 

@@ -1,9 +1,11 @@
 """The engine process: loads the models, warms them up, and runs batches until told to stop."""
 
+import contextvars
 import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -12,25 +14,31 @@ import structlog
 
 from scheduler import _ring
 from scheduler.arena import Arena
-from scheduler.clock import MonotonicClock
+from scheduler.clock import MonotonicClock, ThreadTimeClock
 from scheduler.dispatcher import Batch, Dispatcher
 from scheduler.executor.instance import Instance
 from scheduler.executor.runner import DeviceLost, ModelUnusable
 from scheduler.latency import LearnedLatency
 from scheduler.policy import BatchPlan
-from server import collector, control, resources
+from server import collector, control
 from server.boot import Boot
 from server.gpu import GpuMonitor
 from server.idle import IdleCleanup
-from server.repository import Manifest, RepositoryError
+from server.lineup import Lineup
+from server.repository import RepositoryError
+from server.resources import Watch
 from server.settings import Settings
-from server.sizing import batch_plan, engine_sizes
+from server.sizing import batch_plans, engine_sizes
 from server.telemetry import logs
 from server.workforce import Gpu, Workforce, Workplace, hire, warm_up
 
 EXIT_UNUSABLE = 3
 EXIT_BUG = 70
 EXIT_DEVICE_LOST = 71
+# Of the thread that loads and warms up while others serve: a tenth of a core, where they want it all.
+CONSIDERATE_NICENESS = 10
+
+_Parts = tuple[Workforce, Dispatcher, Sequence[BatchPlan]]
 
 log = structlog.get_logger()
 
@@ -40,12 +48,12 @@ def run(boot: Boot, sock: socket.socket) -> None:
     settings = Settings.model_validate_json(boot.settings)
     logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
     structlog.contextvars.bind_contextvars(process=f"engine-{boot.index}")
-    manifests = [Manifest.from_json(text) for text in boot.manifests]
+    lineup = Lineup.from_json(boot.lineup)
     if settings.executor.cpu_affinity:
         os.sched_setaffinity(0, settings.executor.cpu_affinity)
     arena = Arena.attach(boot.arena_fd)
     try:
-        workforce, dispatcher, plans = _build(boot, settings, manifests, arena)
+        workforce, dispatcher, plans = _built(boot, partial(_build, boot, settings, lineup, arena))
     except (ModelUnusable, RepositoryError) as error:
         log.error("model cannot be served", error=str(error))
         control.send(sock, {"type": "failed", "error": str(error)})
@@ -60,12 +68,12 @@ def run(boot: Boot, sock: socket.socket) -> None:
         os._exit(0)
     assert message["type"] == "attach", message
 
-    engine = Engine(dispatcher, settings, manifests, [plan.buckets for plan in plans])
-    engine.use_classes(message["classes"])
-    threading.Thread(target=engine.obey, args=(sock,), daemon=True).start()
-    _watch(
+    watch = _watch(
         settings, dispatcher, workforce.gpu, sock, lambda: arena.native.engine_stats(boot.index)["batches"]
     )
+    engine = Engine(dispatcher, lineup, [plan.buckets for plan in plans], watch)
+    engine.change(message)
+    threading.Thread(target=engine.obey, args=(sock,), daemon=True).start()
     _work(workforce, dispatcher, lambda: control.send(sock, {"type": "ready"}))
     os._exit(0)
 
@@ -76,25 +84,28 @@ class Engine:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        settings: Settings,
-        manifests: Sequence[Manifest],
+        lineup: Lineup,
         buckets: Sequence[tuple[int, ...]],
+        watch: Watch,
     ) -> None:
-        """`buckets`: by model, those that fit the device."""
+        """`buckets`: by place, those that fit the device. `watch`: of host and device."""
         self._dispatcher = dispatcher
-        self._settings = settings
-        self._manifests = manifests
+        self._lineup = lineup
         self._buckets = buckets
+        self._watch = watch
 
-    def use_classes(self, classes: object) -> None:
-        """Takes up other class settings; what runs is not touched."""
-        self._settings = self._settings.with_classes(classes)
-        self._dispatcher.replan(
-            [
-                replace(batch_plan(self._settings, manifest), buckets=buckets)
-                for manifest, buckets in zip(self._manifests, self._buckets, strict=True)
-            ]
-        )
+    def change(self, message: control.Message) -> None:
+        """Takes up what other settings say of how batches are formed; what runs is not touched."""
+        settings = Settings.model_validate_json(message["settings"])
+        logs.set_level(settings.telemetry.log_level)
+        self._watch.change(settings)
+        plans = [
+            replace(plan, buckets=buckets)
+            for plan, buckets in zip(
+                batch_plans(settings, self._lineup, len(self._buckets)), self._buckets, strict=True
+            )
+        ]
+        self._dispatcher.replan(plans, early_refusal=settings.scheduler.early_refusal)
 
     def obey(self, sock: socket.socket) -> None:
         """Follows the supervisor until it says stop or is gone."""
@@ -103,8 +114,9 @@ class Engine:
                 case "discard":
                     done = {"type": "discarded", "frontend": message["frontend"]}
                     self._dispatcher.discard(message["frontend"], partial(control.send, sock, done))
-                case "classes":
-                    self.use_classes(message["classes"])
+                case "change":
+                    self.change(message)
+                    control.send(sock, {"type": "changed", "revision": message["revision"]})
                 case "stop":
                     self._dispatcher.stop()
                     return
@@ -113,15 +125,17 @@ class Engine:
         os._exit(1)
 
 
-def _build(
-    boot: Boot, settings: Settings, manifests: Sequence[Manifest], arena: Arena
-) -> tuple[Workforce, Dispatcher, Sequence[BatchPlan]]:
+def _build(boot: Boot, settings: Settings, lineup: Lineup, arena: Arena) -> _Parts:
     clock = MonotonicClock()
     sizes = engine_sizes(settings, boot.device)
     port = _ring.EnginePort(
-        arena.native, boot.index, boot.engine_eventfds[boot.index], list(boot.frontend_eventfds)
+        arena.native,
+        boot.index,
+        boot.engine_eventfds[boot.index],
+        list(boot.frontend_eventfds),
+        sum(1 << place for place in lineup.places),
     )
-    plans = [batch_plan(settings, manifest) for manifest in manifests]
+    plans = batch_plans(settings, lineup, arena.native.models)
     latency = LearnedLatency()
     dispatcher = Dispatcher(
         port,
@@ -133,10 +147,27 @@ def _build(
         early_refusal=settings.scheduler.early_refusal,
     )
     max_batch = max(plan.buckets[-1] for plan in plans)
-    workforce = hire(Workplace(settings, sizes, manifests, arena, dispatcher, clock, max_batch))
-    plans = warm_up(workforce, manifests, plans, latency)
+    stopwatch = ThreadTimeClock() if boot.considerate and sizes.threads == 1 else clock
+    workforce = hire(Workplace(settings, sizes, lineup, arena, dispatcher, clock, stopwatch, max_batch))
+    plans = warm_up(workforce, lineup, plans, latency)
     dispatcher.warm(plans)
     return workforce, dispatcher, plans
+
+
+def _built(boot: Boot, build: Callable[[], _Parts]) -> _Parts:
+    """The same, by a thread that stands back for everybody else where others serve on these cores.
+
+    A thread of its own, because only who may lower niceness gets back from there.
+    """
+    if not boot.considerate:
+        return build()
+
+    def considerately() -> _Parts:
+        os.setpriority(os.PRIO_PROCESS, 0, CONSIDERATE_NICENESS)  # on Linux: of this thread
+        return build()
+
+    with ThreadPoolExecutor(1, "builder") as builder:
+        return builder.submit(contextvars.copy_context().run, considerately).result()
 
 
 def _watch(
@@ -145,11 +176,10 @@ def _watch(
     gpu: Gpu | None,
     sock: socket.socket,
     batches: Callable[[], int],
-) -> None:
+) -> Watch:
     """Starts watching host and device; the device's readings go to the supervisor."""
     if gpu is None:
-        resources.watch(settings, dispatcher.shrink_targets)
-        return
+        return Watch(settings, dispatcher.shrink_targets)
     monitor = GpuMonitor(
         gpu.uuid,
         on_lost=_lost,
@@ -160,7 +190,7 @@ def _watch(
     clock = MonotonicClock()
     idle = IdleCleanup(batches, gpu.release, clock)
     tasks = [idle.tick, lambda: gpu.limits.recover(clock.now_ns())]
-    resources.watch(settings, dispatcher.shrink_targets, monitor, gpu.cached_bytes, tasks)
+    return Watch(settings, dispatcher.shrink_targets, monitor, gpu.cached_bytes, tasks)
 
 
 def _work(workforce: Workforce, dispatcher: Dispatcher, on_ready: Callable[[], None]) -> None:

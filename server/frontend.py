@@ -1,6 +1,7 @@
 """A front end process: gRPC on one side, its partition of the arena on the other. Never loads torch."""
 
 import asyncio
+import itertools
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -16,31 +17,28 @@ from scheduler.engines import Engines
 from scheduler.entrance import Entrance
 from scheduler.forecast import Forecasts
 from scheduler.partition import Partition
-from scheduler.priority import PriorityClass, parse_priority
-from server import collector, control
+from server import asks, collector, control
+from server.access import Access
 from server.admission import Admission
-from server.auth import Tokens
 from server.boot import Boot
-from server.guard import Guard
-from server.limits import Cancels, channel_options
+from server.limits import channel_options
+from server.lineup import Lineup, newcomers
 from server.model_books import ModelBooks
-from server.models import ModelTable, ServedModel
+from server.models import ModelTable
 from server.problems import SettingsError
-from server.repository import Manifest
 from server.rpc import health, inference, kserve, models
 from server.rpc.desk import Desk
 from server.rpc.kserve_models import instance_groups
+from server.rpc.kserve_repository import RepositoryChanges
+from server.served import model_limits, served
 from server.settings import Settings
 from server.sizing import bulk_quantum_ns, frontends
 from server.telemetry import logs
-from server.tls import Certificates
 
-# One request holds at most this part of a front end's slots, so that it cannot shut everybody else out.
-MAX_ROWS_PART = 4
 # How often held work is let in when nothing is completed here.
 LET_IN_EVERY_S = 0.002
-# How soon a new certificate or a changed file of tokens is taken up.
-LOOK_AT_FILES_EVERY_S = 1.0
+# How often it is looked whether an engine that retires can be let go.
+LET_GO_EVERY_S = 0.005
 EXIT_BUG = 70
 
 log = structlog.get_logger()
@@ -61,26 +59,41 @@ class Frontend:
     def __init__(self, boot: Boot, settings: Settings, sock: socket.socket) -> None:
         self._boot = boot
         self._settings = settings
+        self._lineup = Lineup.from_json(boot.lineup)
+        self._revision = boot.revision
         self._socket = sock
         self._finished = asyncio.Event()
         self._held = asyncio.Event()  # something is held at the entrance
         self._draining: asyncio.Task[None] | None = None
+        self._letting_go: asyncio.Task[None] | None = None
         self._health = health.HealthService()
+        self._asked: dict[int, asyncio.Future[control.Message]] = {}
+        self._asks = itertools.count()
 
     async def serve(self) -> None:
         """Attaches when told to, serves, and returns once drained."""
         boot, settings = self._boot, self._settings
-        self._read_files()
-        self._models = ModelTable(_served(boot, settings), boot.default_model)
+        try:
+            self._access = Access(settings)
+        except SettingsError as error:
+            # Only after a restart of this process, where they were good at the start; the next one may find
+            # them mended.
+            log.error("cannot start with these files", problems=str(error).splitlines())
+            os._exit(1)
+        self._models = ModelTable(served(self._lineup, settings), self._lineup.default_model)
         self._set_health(serving=False)
         message = await asyncio.get_running_loop().run_in_executor(None, control.receive, self._socket)
         if message is None or message["type"] != "attach":
             os._exit(0)
+        # As they are by now: they may have changed since this process was started.
+        settings, lineup = self._take_up(message)
+        self._models.change(served(lineup, settings), lineup.default_model)
+        self._set_health(serving=False)
 
         arena = Arena.attach(boot.arena_fd)
         eventfd = boot.frontend_eventfds[boot.index]
         self._partition = Partition(arena, boot.index, eventfd, boot.engine_eventfds)
-        limits = settings.with_classes(message["classes"]).class_limits
+        limits = settings.class_limits
         self._engines = Engines(
             self._partition, [Forecasts(arena, engine) for engine in range(len(boot.engine_eventfds))]
         )
@@ -88,7 +101,7 @@ class Frontend:
             self._partition,
             self._engines,
             limits,
-            models=len(boot.manifests),
+            models=arena.native.models,
             bulk_quantum_ns=bulk_quantum_ns(settings),
             frontends=frontends(settings),
             on_held=self._held.set,
@@ -100,7 +113,7 @@ class Frontend:
             limits,
             frontends(settings),
             early_refusal=settings.scheduler.early_refusal,
-            model_limits=[model.queue_limit for model in self._models],
+            model_limits=model_limits(lineup),
         )
         self._desk = Desk(
             self._partition,
@@ -115,15 +128,17 @@ class Frontend:
             self._desk,
             self._models,
             settings.telemetry,
-            instance_groups(settings, len(boot.engine_eventfds)),
+            instance_groups(settings, len(message["engines"])),
             settings.server.max_in_flight_per_stream,
+            RepositoryChanges(self._ask, settings, self._access.caller_of),
         )
         asyncio.get_running_loop().add_reader(eventfd, self._woken)
         letting_in = asyncio.create_task(self._let_in())
         self._woken()
 
         self._server = _grpc_server(settings)
-        self._guard.add_generic_rpc_handlers(
+        guard = self._access.guard
+        guard.add_generic_rpc_handlers(
             (
                 self._inference.handler(),
                 self._kserve.handler(),
@@ -134,48 +149,23 @@ class Frontend:
         names = (inference.SERVICE, kserve.SERVICE, models.SERVICE, health.SERVICE, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection.aio.ReflectionServicer(names),  # type: ignore[attr-defined]
-            self._guard,
+            guard,
         )
-        self._server.add_generic_rpc_handlers((self._guard,))
-        self._add_port(settings.server.target(boot.grpc_port))
-        looking = asyncio.create_task(self._look_at_files())
+        self._server.add_generic_rpc_handlers((guard,))
+        self._access.add_port(self._server, settings.server.target(boot.grpc_port))
+        looking = asyncio.create_task(self._access.keep_up())
         self._admission.engine_lost = message["engine_lost"]
-        for engine in message["engines_ready"]:
-            self._engine_ready(engine)
+        self._engines.change(_places(message), message["engines_ready"])
+        if message["engines_ready"]:
+            self._engines_serve()
         await self._server.start()
         collector.settle()
         control.listen(self._socket, self._obey)
         control.send(self._socket, {"type": "ready"})
         await self._finished.wait()
-        letting_in.cancel()
-        looking.cancel()
-
-    def _read_files(self) -> None:
-        """The certificate and the tokens, where they are asked for. Good ones were there at the start."""
-        tls, tokens_file = self._settings.tls, self._settings.auth.tokens_file
-        try:
-            self._certificates = Certificates(tls) if tls.cert is not None else None
-            self._tokens = Tokens(tokens_file) if tokens_file is not None else None
-        except SettingsError as error:
-            # Only after a restart of this process; the next one may find them mended.
-            log.error("cannot start with these files", problems=str(error).splitlines())
-            os._exit(1)
-        self._guard = Guard(self._tokens, Cancels(self._settings.server.max_cancels_per_s))
-
-    def _add_port(self, target: str) -> None:
-        if self._certificates is None:
-            self._server.add_insecure_port(target)
-        else:
-            self._server.add_secure_port(target, self._certificates.credentials())
-
-    async def _look_at_files(self) -> None:
-        """Takes up what has changed in them, and ends the RPC streams of tokens that are good no more."""
-        files = [file for file in (self._certificates, self._tokens) if file is not None]
-        while files:
-            await asyncio.sleep(LOOK_AT_FILES_EVERY_S)
-            for file in files:
-                await asyncio.to_thread(file.refresh)
-            self._guard.recheck()
+        for task in (letting_in, looking, self._letting_go):
+            if task is not None:
+                task.cancel()
 
     async def _let_in(self) -> None:
         """Completions let held work in; these rounds are for when those of other front ends make room."""
@@ -208,16 +198,75 @@ class Frontend:
             case "engine_lost":
                 self._engine_lost(message["engine"])
                 control.send(self._socket, {**message, "type": "engine_lost_ack"})
-            case "classes":
-                self._desk.change(self._settings.with_classes(message["classes"]).class_limits)
+            case "change":
+                self._change(message)
+            case "answer":
+                self._asked.pop(message["number"]).set_result(message)
             case "drain":
                 # Kept: the loop has only weak references to its tasks.
                 self._draining = asyncio.create_task(self._drain(message["grace_s"]))
             case other:
                 raise AssertionError(f"unknown control message {other}")
 
+    async def _ask(self, what: str, model: str, author: str) -> None:
+        """Has the supervisor change what is loaded. Raises RequestError where it does not."""
+        number = next(self._asks)
+        asked = self._asked[number] = asyncio.get_running_loop().create_future()
+        control.send(
+            self._socket,
+            {"type": "ask", "number": number, "what": what, "model": model, "author": author},
+        )
+        # Shielded: the answer comes whether or not the caller is still there.
+        asks.check(await asyncio.shield(asked))
+
+    def _change(self, message: control.Message) -> None:
+        """Takes up other settings, models and engines, all between two requests."""
+        before = self._lineup
+        settings, lineup = self._take_up(message)
+        logs.set_level(settings.telemetry.log_level)
+        self._access.cancels.per_s = settings.server.max_cancels_per_s
+        in_flight = settings.server.max_in_flight_per_stream
+        self._inference.change(in_flight)
+        self._kserve.change(settings.telemetry, instance_groups(settings, len(message["engines"])), in_flight)
+        self._desk.start_afresh(seat.place for seat in newcomers(lineup, before))
+        self._desk.change(
+            settings.class_limits,
+            bulk_quantum_ns=bulk_quantum_ns(settings),
+            early_refusal=settings.scheduler.early_refusal,
+            model_limits=model_limits(lineup),
+        )
+        self._models.change(served(lineup, settings), lineup.default_model)
+        gone = {manifest.name for manifest in before.manifests} - {m.name for m in lineup.manifests}
+        self._health.forget(gone)
+        retiring = self._engines.change(_places(message), message["engines_ready"])
+        self._set_health(serving=self._models.ready)
+        if self._letting_go is not None:
+            self._letting_go.cancel()  # what it has not let go of yet is among those that retire
+        if retiring:
+            self._letting_go = asyncio.create_task(self._let_go(retiring))
+        control.send(self._socket, {"type": "changed", "revision": self._revision})
+
+    def _take_up(self, message: control.Message) -> tuple[Settings, Lineup]:
+        self._settings = Settings.model_validate_json(message["settings"])
+        self._lineup = Lineup.from_json(message["lineup"])
+        self._revision = message["revision"]
+        return self._settings, self._lineup
+
+    async def _let_go(self, retiring: Sequence[int]) -> None:
+        """Tells of each engine that retires once nothing is pushed to it any more."""
+        left = list(retiring)
+        while left:
+            for engine in [engine for engine in left if not self._entrance.holds_for(engine)]:
+                left.remove(engine)
+                self._engines.went(engine)
+                control.send(self._socket, {"type": "let_go", "engine": engine})
+            await asyncio.sleep(LET_GO_EVERY_S)
+
     def _engine_ready(self, engine: int) -> None:
         self._engines.came(engine)
+        self._engines_serve()
+
+    def _engines_serve(self) -> None:
         self._models.ready = True
         self._admission.engine_lost = False
         self._set_health(serving=True)
@@ -226,11 +275,11 @@ class Frontend:
         # First nothing goes there any more, then the ends: a caller that retries at once must not push into
         # these rings.
         self._engines.went(engine)
-        if not self._engines.ready:
+        if not self._engines.any_ready:
             self._admission.engine_lost = True
             self._models.ready = False
-            self._entrance.lose_all()
             self._set_health(serving=False)
+        self._entrance.lose_stranded()
         self._partition.lose_engine(engine)
 
     async def _drain(self, grace_s: float) -> None:
@@ -246,36 +295,15 @@ class Frontend:
         self._finished.set()
 
     def _set_health(self, *, serving: bool) -> None:
-        names = [model.signature.name for model in self._models]
-        self._health.set(("", inference.SERVICE, kserve.SERVICE, *names), serving=serving)
+        self._health.set(("", inference.SERVICE, kserve.SERVICE), serving=serving)
+        for model in self._models:
+            self._health.set((model.signature.name,), serving=serving and bool(model.loaded))
         self._health.set((models.SERVICE,), serving=True)
 
 
-def _served(boot: Boot, settings: Settings) -> Sequence[ServedModel]:
-    share = min(limits.queue_limit for limits in settings.class_limits)
-    slots = settings.scheduler.slots_per_frontend // MAX_ROWS_PART
-    served = []
-    for index, text in enumerate(boot.manifests):
-        manifest = Manifest.from_json(text)
-        limit = manifest.scheduler.queue_limit
-        share_of_model = min(share, limit or share) // frontends(settings)
-        served.append(
-            ServedModel(
-                index=index,
-                signature=manifest.signature(manifest.latest.version),
-                description=manifest.description,
-                format=manifest.format,
-                sha256={version.version: version.sha256 for version in manifest.versions},
-                max_rows=max(1, min(slots, share_of_model)),
-                queue_limit=limit,
-                default_class=_default_class(manifest, settings),
-            )
-        )
-    return served
-
-
-def _default_class(manifest: Manifest, settings: Settings) -> PriorityClass:
-    return parse_priority(manifest.scheduler.default_priority or settings.scheduler.default_class)
+def _places(message: control.Message) -> dict[int, list[int]]:
+    """By engine that serves, the places that it does. JSON has made its keys text."""
+    return {int(engine): places for engine, places in message["engines"].items()}
 
 
 def _grpc_server(settings: Settings) -> grpc.aio.Server:

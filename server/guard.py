@@ -8,13 +8,14 @@ one costs the server no message. (An interceptor would do the same for tens of m
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NoReturn
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
-from scheduler.errors import RequestError
+from scheduler.errors import InvalidRequest, RequestError
 from server.auth import Caller, Tokens, allowed
 from server.limits import Cancels
 from server.status import abort
@@ -79,7 +80,6 @@ class Guard(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic cla
         return None
 
     def _guarded(self, method: str, handler: Any) -> Any:
-        coding = handler.request_deserializer, handler.response_serializer
         if handler.request_streaming:
             make = grpc.stream_stream_rpc_method_handler
             inner = handler.stream_stream if handler.response_streaming else handler.stream_unary
@@ -90,12 +90,16 @@ class Guard(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic cla
             inner = handler.unary_stream if handler.response_streaming else handler.unary_unary
             if not handler.response_streaming:
                 make = grpc.unary_unary_rpc_method_handler
-        behaviour = self._counted(_as_coroutine(inner))
+        behaviour, parse = _as_coroutine(inner), handler.request_deserializer
+        if parse is not None:
+            parse = _parse_or_error(method, parse)
+            behaviour = (_refuse_in_stream if handler.request_streaming else _refuse_unparsed)(behaviour)
+        behaviour = self._counted(method, behaviour)
         if self._tokens is not None and allowed(method) is not None and handler.response_streaming:
             behaviour = self._watched(method, behaviour)
-        return make(behaviour, *coding)
+        return make(behaviour, parse, handler.response_serializer)
 
-    def _counted(self, inner: Behaviour) -> Behaviour:
+    def _counted(self, method: str, inner: Behaviour) -> Behaviour:
         cancels = self._cancels
 
         async def behaviour(request: Any, context: Context) -> Any:
@@ -109,6 +113,12 @@ class Guard(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic cla
             except asyncio.CancelledError:
                 if cancels.note(context.peer(), context.time_remaining(), time.monotonic()):
                     log.warning("refusing a peer that cancels too much", peer=context.peer())
+                raise
+            except grpc.aio.BaseError:  # an abort, or a connection that is gone
+                raise
+            except Exception:
+                # gRPC says UNKNOWN to the caller, and nothing that anybody would see here.
+                log.exception("an RPC has failed by a bug", method=method)
                 raise
 
         return behaviour
@@ -183,5 +193,41 @@ def _as_coroutine(inner: Any) -> Behaviour:
     async def behaviour(request: Any, context: Context) -> None:
         async for response in inner(request, context):
             await context.write(response)
+
+    return behaviour
+
+
+def _parse_or_error(method: str, parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Returns the error of bytes that are no message: raised, gRPC would take it for a bug, and say UNKNOWN."""
+
+    def parse_or_error(raw: bytes) -> Any:
+        try:
+            return parse(raw)
+        except DecodeError:
+            return InvalidRequest("request", f"{len(raw)} bytes are no message of {method}")
+
+    return parse_or_error
+
+
+def _refuse_unparsed(inner: Behaviour) -> Behaviour:
+    async def behaviour(request: Any, context: Context) -> Any:
+        if isinstance(request, InvalidRequest):
+            await abort(context, request)
+        return await inner(request, context)
+
+    return behaviour
+
+
+def _refuse_in_stream(inner: Behaviour) -> Behaviour:
+    """The RPC ends at the first message that is none."""
+
+    async def parsed(messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        async for message in messages:
+            if isinstance(message, InvalidRequest):
+                await abort(context, message)
+            yield message
+
+    async def behaviour(messages: Any, context: Context) -> Any:
+        return await inner(parsed(messages, context), context)
 
     return behaviour

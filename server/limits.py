@@ -62,7 +62,7 @@ class Cancels:
 
     def __init__(self, per_s: float) -> None:
         """`per_s` 0: nothing is counted."""
-        self._per_s = per_s
+        self.per_s = per_s
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # level, and when it was that
         self._refused: dict[str, float] = {}  # until when
 
@@ -76,15 +76,15 @@ class Cancels:
 
         Returns whether the peer is refused from now on.
         """
-        if not self._per_s or (remaining_s is not None and remaining_s < AT_DEADLINE_S):
+        if not self.per_s or (remaining_s is not None and remaining_s < AT_DEADLINE_S):
             return False
         host = _host(peer)
         level, at_s = self._levels.pop(host, (0.0, now_s))
-        level = max(0.0, level - (now_s - at_s) * self._per_s) + 1.0
+        level = max(0.0, level - (now_s - at_s) * self.per_s) + 1.0
         self._levels[host] = level, now_s
         if len(self._levels) > PEERS_KEPT:
             self._levels.popitem(last=False)
-        if level <= self._per_s * CANCEL_BURST_S or host in self._refused or len(self._refused) >= PEERS_KEPT:
+        if level <= self.per_s * CANCEL_BURST_S or host in self._refused or len(self._refused) >= PEERS_KEPT:
             return False
         self._refused[host] = now_s + REFUSED_S
         return True
@@ -100,7 +100,7 @@ class Cancels:
             return
         raise Overloaded(
             "cancels",
-            f"this address cancels more than {self._per_s:g} calls a second",
+            f"this address cancels more than {self.per_s:g} calls a second",
             retry_after_s=until_s - now_s,
         )
 

@@ -73,6 +73,12 @@ class ModelBooks:
         row[_ROWS] += len(submission.slots)
         row[_LAST_MS] = time.time_ns() // 1_000_000
 
+    def clear(self, model: int) -> None:
+        """Starts from nothing: another model has its place from now on."""
+        row = self._mine[model]
+        for position in range(len(row)):
+            row[position] = 0
+
     def totals(self, model: int) -> ModelTotals:
         """Of one model, by its index."""
         rows = self._all[:, model]

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.settings import DEFAULT_PROFILE, PROFILES
+from server.layers import AUTO, DEFAULT_PROFILE, PROFILES
 
 _EPILOG = """\
 Settings come in layers, the later ones winning: defaults, profile, --config file, environment
-(TICKRING_SERVER__GRPC_PORT=9001), command line.
+(TICKRING_SERVER__GRPC_PORT=9001), command line. The profile is that of --profile, else of TICKRING_PROFILE,
+else of the line profile = "NAME" in the file.
 
 Exit codes: 0 drained after SIGTERM or SIGINT, 1 failed, 2 a setting or the model repository is wrong.
 
@@ -57,7 +58,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML")
-    parser.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)}; default {DEFAULT_PROFILE}")
+    parser.add_argument(
+        "--profile",
+        metavar="NAME",
+        help=f"{', '.join(PROFILES)}, or {AUTO}: the first while the exchange of calendar.exchange is open, "
+        f"else the second; default {DEFAULT_PROFILE}",
+    )
     parser.add_argument(
         "--models", dest="repository", metavar="DIR", help="model repository; default: the bundled one"
     )

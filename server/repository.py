@@ -10,14 +10,14 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from scheduler import _ring
 from scheduler.priority import ALLOWED, parse_priority
 from scheduler.signature import DataType, ModelSignature, TensorSpec, row_bytes
-from server.problems import shown
+from server.problems import Problem, SettingsError, shown
 from server.settings import MAX_BATCH_SIZE, MAX_COUNT, MAX_LATENCY_BUDGET_MS, powers_of_two
 
 MANIFEST = "model.toml"
@@ -39,10 +39,13 @@ _TOP_KEYS = (
     "inputs",
     "outputs",
     "versions",
+    "aliases",
     "scheduler",
 )
 _TENSOR_KEYS = ("name", "data_type", "shape")
 _VERSION_KEYS = ("sha256",)
+# "latest" is one too, but nobody sets it: it is the newest version that is loaded.
+ALIASES = ("stable", "canary")
 _SCHEDULER_KEYS = (
     "max_batch_size",
     "buckets",
@@ -108,11 +111,19 @@ class Manifest:
     outputs: tuple[TensorSpec, ...]
     versions: tuple[ModelVersion, ...]
     scheduler: SchedulerOverrides = field(default_factory=SchedulerOverrides)
+    aliases: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def latest(self) -> ModelVersion:
         """The version that is served unless told otherwise."""
         return self.versions[-1]
+
+    def find(self, number: int) -> ModelVersion:
+        """One version. Raises KeyError when there is none of this number."""
+        for version in self.versions:
+            if version.version == number:
+                return version
+        raise KeyError(number)
 
     def resolve_precision(self, setting: str) -> str:
         """The setting `executor.precision`, or the model's own where that says "model"."""
@@ -138,6 +149,7 @@ class Manifest:
                 "outputs": [_spec_to_json(spec) for spec in self.outputs],
                 "versions": [[v.version, str(v.path), v.sha256] for v in self.versions],
                 "scheduler": asdict(self.scheduler),
+                "aliases": dict(self.aliases),
             }
         )
 
@@ -193,13 +205,42 @@ def load_repository(path: Path, *, default_model: str | None = None) -> Reposito
         problems.append(f"{path}: holds no model; needed is <model name>/{MANIFEST}")
     if len(names) > _ring.MAX_MODELS:
         problems.append(f"{path}: holds {len(names)} models, allowed are {_ring.MAX_MODELS}")
-    if not problems and default_model is not None and default_model not in names:
-        problems.append(f"models.default_model = {shown(default_model)}: must be one of {', '.join(names)}")
     if problems:
         raise RepositoryError(problems)
-    if default_model is None and len(names) == 1:
-        default_model = names[0]
-    return Repository(tuple(manifests), default_model)
+    try:
+        return with_default(Repository(tuple(manifests), None), default_model)
+    except SettingsError as error:
+        raise RepositoryError([str(problem) for problem in error.problems]) from error
+
+
+def load_manifest(path: Path, name: str) -> Manifest | None:
+    """Reads and checks the manifest of one model; None where the repository has no such model.
+
+    Raises:
+        RepositoryError: with every problem at once.
+    """
+    folder = path / name
+    if not _is_name(name) or not _is_model(folder):
+        return None
+    reader = _ManifestReader(folder, _resolved(path))
+    manifest = reader.read()
+    if manifest is None:
+        raise RepositoryError(reader.problems)
+    return manifest
+
+
+def with_default(repository: Repository, name: str | None) -> Repository:
+    """With this model for requests that name none; None: the only one, if there is only one.
+
+    Raises:
+        SettingsError: there is no such model.
+    """
+    names = [manifest.name for manifest in repository.manifests]
+    if name is None:
+        return replace(repository, default_model=names[0] if len(names) == 1 else None)
+    if name not in names:
+        raise SettingsError([Problem("models.default_model", name, f"must be one of {', '.join(names)}")])
+    return replace(repository, default_model=name)
 
 
 def read_verified(version: ModelVersion) -> bytes:
@@ -270,6 +311,7 @@ class _ManifestReader:
             outputs=self._tensors(data, "outputs"),
             versions=self._versions(data, manifest_format),
             scheduler=self._overrides(data),
+            aliases=self._aliases(data),
         )
         return None if self.problems else manifest
 
@@ -384,6 +426,16 @@ class _ManifestReader:
             self.problems.append(f"{file}: is missing, {MANIFEST} lists version {number}")
             return None
         return None if digest is None else ModelVersion(int(number), _resolved(file), digest)
+
+    def _aliases(self, data: Mapping[str, Any]) -> dict[str, int]:
+        table = self._typed(data, "aliases", dict, {})
+        listed = data.get("versions")
+        for alias, number in table.items():
+            if alias not in ALIASES:
+                self._wrong(f"aliases.{alias}", number, f"is no alias, allowed are {', '.join(ALIASES)}")
+            elif type(number) is not int or not isinstance(listed, dict) or str(number) not in listed:
+                self._wrong(f"aliases.{alias}", number, "must be the number of a version under [versions]")
+        return dict(table)
 
     def _overrides(self, data: Mapping[str, Any]) -> SchedulerOverrides:
         table = self._typed(data, "scheduler", dict, {})

@@ -19,14 +19,8 @@ LOW_PART = 0.8
 log = structlog.get_logger()
 
 
-def watch(
-    settings: Settings,
-    shrink: Callable[[int], None],
-    gpu: GpuMonitor | None = None,
-    cached_bytes: Callable[[], int] = lambda: 0,
-    tasks: Sequence[Callable[[], None]] = (),
-) -> Callable[[], None]:
-    """Starts a thread that calls `shrink(steps)` whenever the pressure has changed. Returns what ends it.
+class Watch:
+    """A thread that calls `shrink(steps)` whenever the pressure has changed.
 
     It also is the thread that reads `gpu`, started by its owner, and that does `tasks`, once a second each.
 
@@ -35,29 +29,35 @@ def watch(
     time in which any kernel ran. A healthy GPU under full load reads 1.0, with large batches as with small
     ones, so a mark of 1 means that it does not count (docs/decisions/0011).
     """
-    executor = settings.executor
-    marks = {
-        "host load": _threshold(executor.host_load_high),
-        "host memory": _threshold(executor.memory_utilization_high),
-    }
-    if gpu is not None:
-        if executor.gpu_utilization_high < 1:
-            marks["GPU utilization"] = Threshold(executor.gpu_utilization_high, executor.gpu_utilization_low)
-        marks["GPU memory"] = _threshold(executor.memory_utilization_high)
-    stopping = threading.Event()
-    thread = threading.Thread(
-        target=_watch,
-        args=(stopping, Pressure(marks), shrink, gpu, cached_bytes, tasks),
-        name="resources",
-        daemon=True,
-    )
-    thread.start()
 
-    def stop() -> None:
-        stopping.set()
-        thread.join()
+    def __init__(
+        self,
+        settings: Settings,
+        shrink: Callable[[int], None],
+        gpu: GpuMonitor | None = None,
+        cached_bytes: Callable[[], int] = lambda: 0,
+        tasks: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """Starts it."""
+        self._has_gpu = gpu is not None
+        self._pressure = Pressure(_marks(settings, self._has_gpu))
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(
+            target=_watch,
+            args=(self._stopping, self._pressure, shrink, gpu, cached_bytes, tasks),
+            name="resources",
+            daemon=True,
+        )
+        self._thread.start()
 
-    return stop
+    def change(self, settings: Settings) -> None:
+        """Other marks from now on. From any thread."""
+        self._pressure.change(_marks(settings, self._has_gpu))
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopping.set()
+        self._thread.join()
 
 
 def readings() -> dict[str, float]:
@@ -101,6 +101,19 @@ def _watch(
         # A bug, and no request's; but nobody would let the batches grow again.
         log.exception("host and device are no longer watched")
         shrink(0)
+
+
+def _marks(settings: Settings, has_gpu: bool) -> dict[str, Threshold]:
+    executor = settings.executor
+    marks = {
+        "host load": _threshold(executor.host_load_high),
+        "host memory": _threshold(executor.memory_utilization_high),
+    }
+    if has_gpu:
+        if executor.gpu_utilization_high < 1:
+            marks["GPU utilization"] = Threshold(executor.gpu_utilization_high, executor.gpu_utilization_low)
+        marks["GPU memory"] = _threshold(executor.memory_utilization_high)
+    return marks
 
 
 def _threshold(high: float) -> Threshold:

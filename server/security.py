@@ -43,19 +43,26 @@ def warn_of_security(settings: Settings) -> None:
     tls.warn_of_key(settings.tls)
     if settings.auth.tokens_file is not None:
         auth.warn_of_tokens(settings.auth.tokens_file)
-    if _in_clear_text(settings):
-        log.warning("tokens cross the network in clear text", host=settings.server.host)
-    if settings.auth.tokens_file is None and settings.tls.client_ca is None and not _is_loopback(settings):
-        log.warning("everybody who reaches this host may call", host=settings.server.host)
-
-
-def _in_clear_text(settings: Settings) -> bool:
-    return settings.auth.tokens_file is not None and settings.tls.cert is None and not _is_loopback(settings)
-
-
-def _is_loopback(settings: Settings) -> bool:
     host = settings.server.host
+    if _in_clear_text(settings):
+        log.warning("tokens cross the network in clear text", host=host)
+    if settings.auth.tokens_file is None and settings.tls.client_ca is None and not is_loopback(host):
+        log.warning("everybody who reaches this host may call", host=host)
+
+
+def may_change_models(settings: Settings) -> bool:
+    """Whether the main port takes calls that load and unload models, from whom tokens allow, if any."""
+    return settings.auth.tokens_file is not None or is_loopback(settings.server.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nothing from another machine reaches this address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _in_clear_text(settings: Settings) -> bool:
+    host = settings.server.host
+    return settings.auth.tokens_file is not None and settings.tls.cert is None and not is_loopback(host)

@@ -1,44 +1,28 @@
 """Every setting: its type, its default and its bounds.
 
-Settings come in layers, the later ones winning: defaults, profile, file, environment, command line. They are
-validated as a whole. Relative paths start from the working directory.
+Where their values come from is for `server.layers` and `server.configuration`. Relative paths start from the
+working directory.
 """
 
-import difflib
-import json
-import os
 import re
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo
 
 from scheduler import _ring
 from scheduler.priority import ALLOWED, DEFAULT_LIMITS, ClassLimits, PriorityClass, parse_priority
-from server.problems import Problem, SettingsError, problem_of, shown
+from server.problems import Problem, SettingsError, shown
 
-ENV_PREFIX = "TICKRING_"
-DEFAULT_PROFILE = "market_hours"
 MAX_BATCH_SIZE = 4096
 MAX_LATENCY_BUDGET_MS = 60_000
 MAX_COUNT = 1 << 30
 MAX_ENGINES = 16  # the arena's
-PROFILES = ("market_hours", "off_hours", "stress_test")
 
 _NS_PER_MS = 1_000_000
-# Variables of our prefix that are no settings: the client's, and what Kubernetes puts into every pod beside
-# a Service named tickring or tickring-<something>.
-_FOREIGN = re.compile(
-    r"TICKRING_(TARGET|TOKEN)=.*"
-    r"|TICKRING_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*"
-    r"|TICKRING_(\w+_)?PORT=(tcp|udp|sctp)://.*",
-    re.ASCII | re.DOTALL,
-)
 
 
 def _no_bool(value: object) -> object:
@@ -195,10 +179,18 @@ class AuthTable(_Table):
 
 
 class ModelsTable(_Table):
-    """Which repository is served. No repository: the bundled one."""
+    """Which repository is served. No repository: the bundled one.
+
+    `poll_s`: how often it is looked at for changes; 0: never. `max_loaded`: model versions that are loaded at
+    once. `max_row_bytes`: room for the inputs, or the outputs, of one item of models that come later; 0: what
+    the models at the start need.
+    """
 
     repository: File | None = None
     default_model: Text | None = None
+    poll_s: Annotated[Number, Field(ge=0, le=86_400)] = 0.0
+    max_loaded: Annotated[Whole, Field(ge=1, le=_ring.MAX_MODELS)] = 16
+    max_row_bytes: Annotated[Whole, Field(ge=0, le=1 << 30)] = 0
 
 
 class ClassTable(_Table):
@@ -277,7 +269,8 @@ class ExecutorTable(_Table):
     `gpu_utilization_high`: from which batches shrink, until `gpu_utilization_low`; 1: it does not count.
 
     `host_load_high`: load average per core from which batches shrink. `stall_timeout_s`: a process that makes
-    no progress with work before it for so long is restarted.
+    no progress with work before it for so long is restarted. `prepare_timeout_s`: how long an engine that is
+    to take over from another may load and warm up.
     """
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
@@ -293,6 +286,7 @@ class ExecutorTable(_Table):
     memory_utilization_high: Ratio = 0.9
     host_load_high: Annotated[Number, Field(gt=0)] = 4.0
     stall_timeout_s: Annotated[Number, Field(ge=0.5, le=3600)] = 5.0
+    prepare_timeout_s: Annotated[Number, Field(ge=1, le=3600)] = 300.0
 
 
 class CacheTable(_Table):
@@ -302,6 +296,15 @@ class CacheTable(_Table):
     entries: Count = 10_000
     ttl_s: Annotated[Number, Field(gt=0)] = 60.0
     redis_url: Text | None = None
+
+
+class CalendarTable(_Table):
+    """What `profile = "auto"` goes by: an exchange of exchange-calendars, and how long before its open the
+    profile of market hours starts.
+    """
+
+    exchange: Text = "XNYS"
+    lead_s: Annotated[Number, Field(ge=0, le=3600)] = 60.0
 
 
 class TelemetryTable(_Table):
@@ -335,6 +338,7 @@ class Settings(_Table):
     scheduler: SchedulerTable = SchedulerTable()
     executor: ExecutorTable = ExecutorTable()
     cache: CacheTable = CacheTable()
+    calendar: CalendarTable = CalendarTable()
     telemetry: TelemetryTable = TelemetryTable()
     slo: SloTable = SloTable()
 
@@ -349,36 +353,9 @@ class Settings(_Table):
         table = ClassesTable.model_validate(classes)
         return self.model_copy(update={"scheduler": self.scheduler.model_copy(update={"classes": table})})
 
-    def to_toml(self) -> str:
-        """A file that loads back to these settings; what is not set is left out."""
-        return _toml(self.model_dump(mode="json", exclude_none=True)).lstrip() + "\n"
-
-
-def load_settings(
-    overrides: Mapping[str, Any],
-    *,
-    config: Path | None = None,
-    profile: str | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> Settings:
-    """Merges the layers, those nested `overrides` on top, and validates the result as a whole.
-
-    Raises:
-        SettingsError: with every problem at once; only an unreadable file stands alone.
-    """
-    presets = _read_profile(profile or DEFAULT_PROFILE)
-    file = {} if config is None else _read_file(config)
-    environment, problems = _read_environment(os.environ if environ is None else environ)
-    merged = Settings().model_dump()
-    for layer in (presets, file, environment, overrides):
-        problems += _merge(merged, layer)
-    try:
-        settings = Settings.model_validate(merged)
-    except ValidationError as error:
-        raise SettingsError(problems + [problem_of(entry, Settings) for entry in error.errors()]) from error
-    if problems:
-        raise SettingsError(problems)
-    return settings
+    def leaves(self) -> dict[str, Any]:
+        """Every setting's value by its dotted path, such as `scheduler.adaptive`, as JSON has it."""
+        return dict(_leaves(self.model_dump(mode="json"), ""))
 
 
 def bundled_repository() -> Path:
@@ -403,92 +380,9 @@ def powers_of_two(largest: int) -> tuple[int, ...]:
     return (*(1 << power for power in range((largest - 1).bit_length())), largest)
 
 
-def _read_profile(name: str) -> Mapping[str, Any]:
-    if name not in PROFILES:
-        raise SettingsError([Problem("profile", name, f"must be one of {', '.join(PROFILES)}")])
-    return tomllib.loads((resources.files("server") / "profiles" / f"{name}.toml").read_text("utf-8"))
-
-
-def _read_file(path: Path) -> Mapping[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        allowed = f"must be a readable file: {error.strerror}"
-    except ValueError as error:  # tomllib's own, bytes that are no UTF-8, a number of thousands of digits
-        allowed = f"must be TOML: {error}"
-    raise SettingsError([Problem("config", str(path), allowed)])
-
-
-def _read_environment(environ: Mapping[str, str]) -> tuple[Mapping[str, Any], list[Problem]]:
-    """The settings among the variables, and the variables that look like settings but are none."""
-    known = {ENV_PREFIX + "__".join(path).upper(): path for path in _paths(Settings().model_dump())}
-    tables: dict[str, Any] = {}
-    problems = []
-    for name, text in sorted(environ.items()):
-        if name in known:
-            layer: Any = _environment_value(text)
-            for part in reversed(known[name]):
-                layer = {part: layer}
-            _merge(tables, layer)
-        elif name.startswith(ENV_PREFIX) and not _FOREIGN.fullmatch(f"{name}={text}"):
-            problems.append(Problem(name, text, f"is no setting, {_nearest(name, known)}"))
-    return tables, problems
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    # Without the prefix: shared by all, it would make everything look alike.
-    tails = [other.removeprefix(ENV_PREFIX) for other in known]
-    near = difflib.get_close_matches(name.removeprefix(ENV_PREFIX).upper(), tails, n=1, cutoff=0.75)
-    return f"did you mean {ENV_PREFIX}{near[0]}?" if near else f"allowed is {ENV_PREFIX}<TABLE>__<SETTING>"
-
-
-def _paths(tables: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _leaves(tables: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
     for name, value in tables.items():
         if isinstance(value, Mapping):
-            yield from _paths(value, (*above, name))
+            yield from _leaves(value, f"{above}{name}.")
         else:
-            yield (*above, name)
-
-
-def _environment_value(text: str) -> Any:
-    """Lists are written as in TOML; everything else is text that the setting's type reads."""
-    if text.startswith("["):
-        with suppress(ValueError):
-            return tomllib.loads(f"value = {text}")["value"]
-    return text
-
-
-def _merge(into: dict[str, Any], layer: Mapping[str, Any], above: str = "") -> list[Problem]:
-    """Lays `layer` over `into`, table by table."""
-    problems = []
-    for name, value in layer.items():
-        if not isinstance(into.get(name), dict):
-            into[name] = value
-        elif isinstance(value, Mapping):
-            problems += _merge(into[name], value, f"{above}{name}.")
-        else:
-            # Told here: a table of a later layer would hide it from validation.
-            problems.append(Problem(f"{above}{name}", value, "must be a table"))
-    return problems
-
-
-def _toml(tables: Mapping[str, Any], prefix: str = "") -> str:
-    # In our tables the values come before the tables, as they must in the text.
-    lines = [f"[{prefix}]"] if prefix else []
-    for name, value in tables.items():
-        if isinstance(value, Mapping):
-            lines += ["", _toml(value, f"{prefix}.{name}".removeprefix("."))]
-        else:
-            lines.append(f"{name} = {_toml_value(value)}")
-    return "\n".join(lines)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # JSON escapes all that TOML wants escaped, but for one control character.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return str(value)
+            yield f"{above}{name}", value

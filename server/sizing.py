@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass
 
 from scheduler.policy import BatchPlan
-from scheduler.priority import urgent_classes
+from scheduler.priority import CLASS_COUNT, urgent_classes
+from server.lineup import Lineup
 from server.repository import Manifest
 from server.settings import Settings
 
@@ -76,6 +77,15 @@ def engine_sizes(settings: Settings, device: str) -> EngineSizes:
     spin = settings.scheduler.spin_us
     spin_us = (SPIN_AUTO_US if cores() > sharing else 0) if spin == "auto" else spin
     return EngineSizes(device, wanted - reserved, reserved, spares, threads, spin_us * 1000)
+
+
+def batch_plans(settings: Settings, lineup: Lineup, places: int) -> list[BatchPlan]:
+    """By place; nobody ever asks for those of places without a model."""
+    nothing = BatchPlan(buckets=(1,), max_wait_ns=(0,) * CLASS_COUNT, budget_ns=None)
+    plans = [nothing] * places
+    for seat in lineup.seats:
+        plans[seat.place] = batch_plan(settings, seat.manifest)
+    return plans
 
 
 def batch_plan(settings: Settings, manifest: Manifest) -> BatchPlan:

@@ -14,7 +14,8 @@ from google.rpc import error_details_pb2 as details
 from google.rpc.status_pb2 import Status
 
 from scheduler import errors
-from server import auth
+from server import administration, auth
+from server.problems import shown
 
 DOMAIN = "tickring"
 # Where gRPC carries a serialised google.rpc.Status beside the plain code and message.
@@ -24,8 +25,8 @@ DETAILS_TRAILER = "grpc-status-details-bin"
 MAX_TEXT = 1024
 
 
-def _info(reason: str) -> details.ErrorInfo:
-    return details.ErrorInfo(reason=reason, domain=DOMAIN)
+def _info(reason: str, **metadata: str) -> details.ErrorInfo:
+    return details.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
 
 
 def _retry(after_s: float) -> details.RetryInfo:
@@ -52,6 +53,30 @@ def _unavailable(error: errors.Unavailable) -> Sequence[Message]:
     return [_retry(error.retry_after_s), _info(error.reason)]
 
 
+def _bad_settings(error: administration.InvalidSettings) -> Sequence[Message]:
+    # As many as fit, the first in any case: the message has been cut as well.
+    violations: list[details.BadRequest.FieldViolation] = []
+    room = MAX_TEXT
+    for problem in error.problems:
+        violation = details.BadRequest.FieldViolation(
+            field=_cut(problem.path), description=_cut(f"{shown(problem.value)}: {problem.allowed}")
+        )
+        room -= len(violation.field) + len(violation.description)
+        if violations and room < 0:
+            break
+        violations.append(violation)
+    return [details.BadRequest(field_violations=violations), _info("INVALID_SETTINGS")]
+
+
+def _needs_restart(error: administration.NeedsRestart) -> Sequence[Message]:
+    return [_info("NEEDS_RESTART", paths=_cut(", ".join(error.paths)))]
+
+
+def _version_conflict(error: administration.VersionConflict) -> Sequence[Message]:
+    versions = {"expected_version": str(error.expected), "actual_version": str(error.actual)}
+    return [_info("SETTINGS_CHANGED", **versions)]
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
@@ -67,6 +92,11 @@ _TABLE: dict[type[errors.RequestError], tuple[grpc.StatusCode, Callable[..., Seq
     errors.ModelFailed: (grpc.StatusCode.INTERNAL, lambda error: [_info(error.reason)]),
     auth.Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, lambda error: [_info(error.reason)]),
     auth.PermissionDenied: (grpc.StatusCode.PERMISSION_DENIED, lambda error: [_info(error.reason)]),
+    administration.InvalidSettings: (grpc.StatusCode.INVALID_ARGUMENT, _bad_settings),
+    administration.NeedsRestart: (grpc.StatusCode.FAILED_PRECONDITION, _needs_restart),
+    administration.VersionConflict: (grpc.StatusCode.ABORTED, _version_conflict),
+    administration.CannotLoad: (grpc.StatusCode.FAILED_PRECONDITION, lambda _: [_info("CANNOT_LOAD")]),
+    administration.CannotUnload: (grpc.StatusCode.FAILED_PRECONDITION, lambda _: [_info("CANNOT_UNLOAD")]),
 }
 
 

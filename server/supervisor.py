@@ -7,15 +7,14 @@ spawned at once and prepares meanwhile; only its `attach` waits for the reset.
 The service is announced once every front end and every engine is ready. From then on it is ready as long as
 every front end is, and one engine at least: the front ends leave out those that are not.
 
-A child that hangs is killed, which makes it one that died: an engine that does nothing with items queued,
-a front end that does not fetch what is completed for it, and either if it does not let go of the rings
-of one that died.
+What is served changes by a handover to other engines (`server.handover`); a child that hangs is killed by the
+watchdog (`server.watchdog`).
 """
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
@@ -25,14 +24,15 @@ from server import control
 from server.attachments import Attachments
 from server.books import EngineState, books
 from server.boot import Boot, spawn
-from server.children import Child
+from server.children import Child, Duty
 from server.devices import engine_devices
-from server.liveness import CHECK_EVERY_S
+from server.handover import Handover
+from server.lineup import Lineup
 from server.ports import reserve_port
-from server.problems import SettingsError
-from server.repository import Repository
+from server.revision import Revision
 from server.settings import Settings
 from server.sizing import frontends
+from server.watchdog import Watchdog
 
 # A child that served is restarted at once; one that dies before it could, after a growing delay.
 MAX_RESTART_DELAY_S = 5.0
@@ -41,8 +41,11 @@ GIVE_UP_STARTS = 3
 FIRST_RESTART_DELAY_S = 0.1
 # Beyond the grace period, for what the children do after the last RPC has ended.
 STOP_MARGIN_S = 5.0
-# A batch may take this many times what is predicted for the largest before its engine counts as stuck.
-STALL_BATCHES = 5
+# One chair for the engine that serves a device, and one for its successor.
+CHAIRS_PER_DEVICE = 2
+
+# Answers what a front end asks for: a message, and what comes back.
+Answer = Callable[[control.Message], Awaitable[control.Message]]
 
 log = structlog.get_logger()
 
@@ -50,31 +53,49 @@ log = structlog.get_logger()
 class Supervisor:
     """One service, from start to drained."""
 
-    def __init__(
-        self, settings: Settings, repository: Repository, reload: Callable[[], Settings] | None = None
-    ) -> None:
-        """`reload` reads the settings again, for SIGHUP; it may raise SettingsError.
+    def __init__(self, settings: Settings, lineup: Lineup) -> None:
+        """Starts with these.
 
         Raises:
             SettingsError: the devices that the settings ask for are not here.
         """
-        self._settings = settings
-        self._reload = reload
-        self._repository = repository
+        self.revision = Revision(0, settings, lineup)
         self._devices = engine_devices(settings.executor.device)
-        self._engines = [Child("engine", index) for index in range(len(self._devices))]
-        self._frontends = [Child("frontend", index) for index in range(frontends(settings))]
+        chairs = range(len(self._devices) * CHAIRS_PER_DEVICE)
+        self._engines = [
+            Child("engine", index, Duty.SERVING if index < len(self._devices) else Duty.VACANT, self.revision)
+            for index in chairs
+        ]
+        self._frontends = [
+            Child("frontend", index, Duty.SERVING, self.revision) for index in range(frontends(settings))
+        ]
         self._by_name = {child.name: child for child in self._children()}
         self._attachments = Attachments(
             [child.name for child in self._engines], [child.name for child in self._frontends]
         )
         self._generations = [0] * len(self._engines)  # how often each engine died attached
         self._announced = False
-        self._stopping = False
+        self.stopping = False
         self._stopped = asyncio.Event()
         self._exit_code = 0
-        self.status_url = ""  # told once ready, beside the target
+        # Told once ready, beside the target.
+        self.status_url = ""
+        self.admin_port = 0
+        self.answer: Answer | None = None  # what front ends ask
+        self._answering: set[asyncio.Task[None]] = set()
         self._create_arena()
+        is_attached = self._attachments.is_attached
+        self._handover = Handover(
+            self, self._arena.native, self._engines, self._frontends, len(self._devices), is_attached
+        )
+        self._watchdog = Watchdog(
+            self._arena.native,
+            self._engines,
+            self._frontends,
+            self._eventfds,
+            owed=self._attachments.owes,
+            timeout_s=lambda: self.revision.settings.executor.stall_timeout_s,
+        )
 
     # -- life of the service ------------------------------------------------------------------
 
@@ -86,15 +107,16 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         # Held open, without listening, so that front ends share it and nobody else takes it between.
-        self._reservation = reserve_port(self._settings.server.host, self._settings.server.grpc_port)
+        server = self.revision.settings.server
+        self._reservation = reserve_port(server.host, server.grpc_port)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
         for child in self._children():
-            self._spawn(child)
-        checking = asyncio.create_task(self._check_progress())
+            if child.duty is Duty.SERVING:
+                self.spawn(child)
+        watching = asyncio.create_task(self._watchdog.run())
         await self._stopped.wait()
-        checking.cancel()
+        watching.cancel()
         return self._exit_code
 
     @property
@@ -108,53 +130,73 @@ class Supervisor:
         """Whether every front end serves, and an engine; at first, whether all processes do."""
         return (
             self._announced
-            and not self._stopping
+            and not self.stopping
             and all(child.ready for child in self._frontends)
-            and any(child.ready for child in self._engines)
+            and any(child.ready for child in self._handover.serving())
         )
 
     def books(self) -> dict[str, Any]:
         """What was admitted, how it ended, and what is predicted, as JSON values."""
-        names = [manifest.name for manifest in self._repository.manifests]
         restarts = {child.name: child.restarts for child in self._children()}
-        engines = [
-            EngineState(self._devices[child.index], child.ready, child.readings) for child in self._engines
-        ]
-        return books(self._arena, names, engines, restarts)
+        engines = {
+            child.index: EngineState(self._device(child), child.ready, child.readings, child.revision.lineup)
+            for child in self._engines
+            if child.duty is not Duty.VACANT
+        }
+        return books(self._arena, engines, restarts)
 
-    def reload(self) -> None:
-        """Takes up what the settings say now of the classes; the rest of a change needs a restart."""
-        if self._reload is None or self._stopping:
-            return
-        try:
-            wanted = self._reload()
-        except SettingsError as error:
-            log.error("settings not reloaded, nothing was changed", problems=str(error).splitlines())
-            return
-        classes = wanted.scheduler.classes.model_dump()
-        usable = self._settings.with_classes(classes)
-        if wanted != usable:
-            log.warning("only [scheduler.classes] changes without a restart, the rest stays as it was")
-        if usable == self._settings:
-            log.info("settings reloaded, no class has changed")
-            return
-        self._settings = usable
-        for child in self._attached(self._children()):
-            child.tell({"type": "classes", "classes": classes})
-        log.info("classes changed", classes=classes)
+    @property
+    def announced(self) -> bool:
+        """Whether the service has been ready once."""
+        return self._announced
+
+    @property
+    def places(self) -> int:
+        """How many versions can be loaded at once."""
+        return self._arena.native.models
+
+    @property
+    def row_bytes(self) -> tuple[int, int]:
+        """Room for the inputs and for the outputs of one item."""
+        return self._arena.native.input_row_bytes, self._arena.native.output_row_bytes
+
+    async def change(self, settings: Settings, lineup: Lineup, *, by_new_engines: bool) -> Revision:
+        """Everybody goes by these, once this returns. One call at a time.
+
+        Raises:
+            PreparationFailed: engines cannot serve so; nothing has changed.
+        """
+        number = self.revision.number + 1
+        engines: Sequence[Child] = ()
+        if by_new_engines:
+            engines = await self._handover.prepare(Revision(number, settings, lineup))
+        self.revision = revision = Revision(number, settings, lineup)
+        self._handover.commit(revision, engines)
+        told: control.Message = {"type": "change", **revision.to_fields()}
+        for child in self._attached(self._handover.serving()):
+            child.tell(told)
+        for child in self._attached(self._frontends):
+            child.tell({**told, **self._engines_that_serve()})
+        await self._handover.taken_up(revision)
+        return revision
+
+    async def seen_off(self) -> None:
+        """Waits until no engine is left that serves no more."""
+        await self._handover.seen_off()
 
     def drain(self) -> None:
         """Ends the service: nothing new is taken, what is in flight ends, then the children do.
 
         A second call ends everything at once.
         """
-        if self._stopping:
+        if self.stopping:
             log.warning("stopping at once")
             for child in self._children():
                 child.kill()
             return
-        self._stopping = True
-        grace_s = self._settings.server.drain_grace_s
+        self.stopping = True
+        self._handover.moved()
+        grace_s = self.revision.settings.server.drain_grace_s
         log.info("draining", grace_s=grace_s)
         for child in self._frontends:
             if self._attachments.is_attached(child.name):
@@ -190,24 +232,29 @@ class Supervisor:
         return [child for child in children if self._attachments.is_attached(child.name)]
 
     def _create_arena(self) -> None:
-        signatures = [manifest.signature(manifest.latest.version) for manifest in self._repository.manifests]
+        settings = self.revision.settings
+        signatures = [seat.manifest.signature(seat.version.version) for seat in self.revision.lineup.seats]
+        least = settings.models.max_row_bytes
         self._arena, self._arena_fd = Arena.create(
             Dimensions(
                 frontends=len(self._frontends),
                 engines=len(self._engines),
-                models=len(signatures),
-                slots_per_frontend=self._settings.scheduler.slots_per_frontend,
-                input_row_bytes=max(signature.input_row_bytes for signature in signatures),
-                output_row_bytes=max(signature.output_row_bytes for signature in signatures),
+                models=settings.models.max_loaded,
+                slots_per_frontend=settings.scheduler.slots_per_frontend,
+                input_row_bytes=max([least, *(signature.input_row_bytes for signature in signatures)]),
+                output_row_bytes=max([least, *(signature.output_row_bytes for signature in signatures)]),
             )
         )
         self._eventfds = {
             child.name: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for child in self._children()
         }
 
-    def _spawn(self, child: Child) -> None:
-        if self._stopping:
+    def spawn(self, child: Child) -> None:
+        """Starts a process in this place; none while the service ends."""
+        if self.stopping:
             return
+        revision = child.revision
+        child.taken_up = revision.number
         child.process, child.socket = spawn(
             Boot(
                 role=child.role,
@@ -216,11 +263,12 @@ class Supervisor:
                 arena_fd=self._arena_fd,
                 frontend_eventfds=tuple(self._eventfds[c.name] for c in self._frontends),
                 engine_eventfds=tuple(self._eventfds[c.name] for c in self._engines),
-                settings=self._settings.model_dump_json(),
-                manifests=tuple(manifest.to_json() for manifest in self._repository.manifests),
-                default_model=self._repository.default_model,
+                revision=revision.number,
+                settings=revision.settings.model_dump_json(),
+                lineup=revision.lineup.to_json(),
                 grpc_port=self.grpc_port,
-                device=self._devices[child.index] if child in self._engines else "",
+                device=self._device(child) if child in self._engines else "",
+                considerate=child.duty is Duty.PREPARING,
             )
         )
         # A pidfd reports the death of exactly this process, whatever becomes of its number.
@@ -239,14 +287,27 @@ class Supervisor:
             if child.warm and self._attachments.may_attach(child.name):
                 self._attachments.attach(child.name)
                 child.progress.reset()
+                child.taken_up = child.revision.number
                 child.tell(self._attach_message(child))
 
     def _attach_message(self, child: Child) -> control.Message:
-        message = {"type": "attach", "classes": self._settings.scheduler.classes.model_dump()}
+        message: control.Message = {"type": "attach", **child.revision.to_fields()}
         if child in self._engines:
             return message
-        ready = [engine.index for engine in self._engines if engine.ready and self._announced]
-        return {**message, "engines_ready": ready, "engine_lost": any(self._generations) and not ready}
+        serving = self._engines_that_serve()
+        lost = any(self._generations) and not serving["engines_ready"]
+        return {**message, **serving, "engine_lost": lost}
+
+    def _engines_that_serve(self) -> control.Message:
+        serving = self._handover.serving()
+        places = list(self.revision.lineup.places)
+        return {
+            "engines": {engine.index: places for engine in serving},
+            "engines_ready": [engine.index for engine in serving if engine.ready and self._announced],
+        }
+
+    def _device(self, engine: Child) -> str:
+        return self._devices[engine.index % len(self._devices)]
 
     def _heard(self, child: Child, message: control.Message | None) -> None:
         if message is None:
@@ -257,7 +318,7 @@ class Supervisor:
                 self._attach_clean()
             case "ready":
                 child.ready = True
-                if child in self._engines and self._announced:
+                if child in self._handover.serving() and self._announced:
                     log.info("engine serves again", child=child.name)
                     self._tell_ready([child])
                 self._announce()
@@ -268,7 +329,16 @@ class Supervisor:
             case "discarded":
                 gone = self._frontends[message["frontend"]]
                 self._reset(self._attachments.let_go(child.name, gone.name))
+            case "changed":
+                child.taken_up = message["revision"]
+            case "let_go":
+                self._handover.let_go(child.name, message["engine"])
+            case "ask":
+                task = asyncio.create_task(self._answer(child, message))
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
             case "failed":
+                child.failure = message["error"]
                 if not self._announced:
                     self._exit_code = 1
                     self.drain()
@@ -278,6 +348,11 @@ class Supervisor:
                 pass
             case other:
                 raise AssertionError(f"unknown control message {other}")
+        self._handover.moved()
+
+    async def _answer(self, child: Child, message: control.Message) -> None:
+        assert self.answer is not None, message
+        child.tell({**await self.answer(message), "type": "answer", "number": message["number"]})
 
     def _tell_ready(self, engines: Sequence[Child]) -> None:
         for frontend in self._attached(self._frontends):
@@ -285,58 +360,20 @@ class Supervisor:
                 frontend.tell({"type": "engine_ready", "engine": engine.index})
 
     def _announce(self) -> None:
-        if self._announced or self._stopping or not all(child.ready for child in self._children()):
+        serving = self._handover.serving()
+        if self._announced or self.stopping or not all(c.ready for c in (*serving, *self._frontends)):
             return
         self._announced = True
-        self._tell_ready(self._engines)
+        self._tell_ready(serving)
         log.info(
             "ready",
-            target=self._settings.server.target(self.grpc_port),
-            models=[manifest.name for manifest in self._repository.manifests],
+            target=self.revision.settings.server.target(self.grpc_port),
+            models=[manifest.name for manifest in self.revision.lineup.manifests],
             frontends=len(self._frontends),
             engines=list(self._devices),
             status=self.status_url,
+            admin_port=self.admin_port,
         )
-
-    # -- hangs --------------------------------------------------------------------------------
-
-    async def _check_progress(self) -> None:
-        native = self._arena.native
-        while True:
-            await asyncio.sleep(CHECK_EVERY_S)
-            for child in self._engines:
-                if child.ready:
-                    idle_s = self._idle_s(child, *native.engine_progress(child.index))
-                    # It may wait for a batch to fill. Woken, it looks, and a look is progress.
-                    if idle_s:
-                        os.eventfd_write(self._eventfds[child.name], 1)
-                    self._kill_if_stuck(child, idle_s, self._stall_timeout_s(child.index))
-            for child in self._frontends:
-                if child.ready:
-                    idle_s = self._idle_s(child, *native.frontend_progress(child.index))
-                    self._kill_if_stuck(child, idle_s, self._settings.executor.stall_timeout_s)
-
-    def _idle_s(self, child: Child, waiting: int, steps: int) -> float:
-        # To let go of the rings of one that died is work, too.
-        return child.progress.check(waiting + self._attachments.owes(child.name), steps)
-
-    def _stall_timeout_s(self, engine: int) -> float:
-        """The setting, or longer where the models' largest batches may well take longer."""
-        longest_ns = max(
-            (
-                high
-                for model in range(self._arena.native.models)
-                for _, _, high, _ in self._arena.native.forecast(engine, model)["buckets"]
-            ),
-            default=0,
-        )
-        return max(self._settings.executor.stall_timeout_s, STALL_BATCHES * longest_ns / 1e9)
-
-    def _kill_if_stuck(self, child: Child, idle_s: float, timeout_s: float) -> None:
-        if idle_s >= timeout_s and child.alive:
-            log.error("child makes no progress, killing it", child=child.name, idle_s=idle_s)
-            child.progress.reset()
-            child.kill()
 
     # -- deaths -------------------------------------------------------------------------------
 
@@ -358,9 +395,18 @@ class Supervisor:
 
         # What it has left behind is dealt with also while stopping: others may be waiting for it.
         self._clean_up_after(child)
-        if self._stopping:
+        self._handover.moved()
+        if self.stopping:
             self._stop_engines_after_frontends()
             return
+        if child.duty is Duty.RETIRING:
+            child.duty = Duty.VACANT
+            self._handover.moved()
+            log.info("engine has retired", child=child.name, code=code)
+            return
+        if child.duty is Duty.PREPARING:
+            log.error("engine could not be prepared", child=child.name, code=code)
+            return  # who prepares it does not go on with it
         log.error("child died", child=child.name, code=code)
         child.failed_starts = 0 if was_ready else child.failed_starts + 1
         if child.failed_starts >= GIVE_UP_STARTS and not self._announced:
@@ -378,6 +424,7 @@ class Supervisor:
             told: control.Message = {"type": "engine_lost", "engine": child.index, "generation": generation}
         else:
             told = {"type": "discard", "frontend": child.index}
+            self._handover.frontend_died(child.name)
         aftermath = self._attachments.died(child.name)
         for name in aftermath.ask:
             self._by_name[name].tell(told)
@@ -396,5 +443,9 @@ class Supervisor:
         delay_s = 0.0
         if child.failed_starts:
             delay_s = min(MAX_RESTART_DELAY_S, FIRST_RESTART_DELAY_S * 2 ** (child.failed_starts - 1))
-        # Not cancelled by a drain: _spawn starts nothing while stopping.
-        asyncio.get_running_loop().call_later(delay_s, self._spawn, child)
+        # Not cancelled by a drain: spawn starts nothing while stopping.
+        asyncio.get_running_loop().call_later(delay_s, self._spawn_again, child)
+
+    def _spawn_again(self, child: Child) -> None:
+        if child.duty is Duty.SERVING and not child.alive:  # others may have taken over meanwhile
+            self.spawn(child)

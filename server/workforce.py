@@ -16,7 +16,8 @@ from scheduler.executor.instance import Instance
 from scheduler.executor.runner import DeviceModel, DeviceSettings, Runner, load_model, load_runner
 from scheduler.latency import LearnedLatency
 from scheduler.policy import BatchPlan
-from server.repository import Manifest, read_verified
+from server.lineup import Lineup, Seat
+from server.repository import read_verified
 from server.settings import Settings
 from server.sizing import EngineSizes
 
@@ -31,15 +32,18 @@ class Workplace:
     """Where instances work: the engine as it is before it has any.
 
     Attributes:
+        lineup: what it serves.
+        stopwatch: what warm-up measures with.
         max_batch: the largest of any model.
     """
 
     settings: Settings
     sizes: EngineSizes
-    manifests: Sequence[Manifest]
+    lineup: Lineup
     arena: Arena
     dispatcher: Dispatcher
     clock: Clock
+    stopwatch: Clock
     max_batch: int
 
 
@@ -79,7 +83,7 @@ class Workforce:
 
 
 def hire(place: Workplace) -> Workforce:
-    """Loads the newest version of every model and makes the instances. Nothing is warm yet.
+    """Loads the models and makes the instances. Nothing is warm yet.
 
     Raises:
         ModelUnusable: a model cannot be served on this device, or there is no such device.
@@ -102,12 +106,12 @@ def hire(place: Workplace) -> Workforce:
 
 
 def warm_up(
-    workforce: Workforce,
-    manifests: Sequence[Manifest],
-    plans: Sequence[BatchPlan],
-    latency: LearnedLatency,
+    workforce: Workforce, lineup: Lineup, plans: Sequence[BatchPlan], latency: LearnedLatency
 ) -> list[BatchPlan]:
     """Runs every bucket of every model on every instance, and seeds the latency model with what it took.
+
+    Args:
+        plans: by place.
 
     Returns:
         The plans, with those buckets only that fit every instance.
@@ -116,18 +120,19 @@ def warm_up(
         ModelUnusable: a model does not do what its manifest says, or no batch of it fits the device.
         DeviceLost: the device failed.
     """
-    fitting = []
-    for model, (manifest, plan) in enumerate(zip(manifests, plans, strict=True)):
-        measured = [instance.warm_up(model, plan.buckets, WARM_UP_ROUNDS) for instance in workforce.everyone]
+    fitting = list(plans)
+    for seat in lineup.seats:
+        place, plan = seat.place, plans[seat.place]
+        measured = [instance.warm_up(place, plan.buckets, WARM_UP_ROUNDS) for instance in workforce.everyone]
         # The last of an instance for any work: those before it have met each shape for the first time.
         of_any_work = measured[len(workforce.instances) - 1]
         buckets = tuple(bucket for bucket in plan.buckets if all(bucket in each for each in measured))
-        latency.seed(model, {bucket: of_any_work[bucket] for bucket in buckets})
-        fitting.append(replace(plan, buckets=buckets))
+        latency.seed(place, {bucket: of_any_work[bucket] for bucket in buckets})
+        fitting[place] = replace(plan, buckets=buckets)
         log.info(
             "model is warm",
-            model=manifest.name,
-            version=manifest.latest.version,
+            model=seat.manifest.name,
+            version=seat.version.version,
             instances=len(workforce.instances),
             ms_by_bucket={bucket: round(of_any_work[bucket] / 1e6, 3) for bucket in buckets},
         )
@@ -137,7 +142,7 @@ def warm_up(
 
 
 def _cpu_instances(place: Workplace) -> Callable[[bool], Instance]:
-    runners: list[Runner] = [_load(load_runner, place, manifest) for manifest in place.manifests]
+    runners: dict[int, Runner] = _load_all(load_runner, place)
     return lambda urgent: CpuInstance(
         place.arena, place.dispatcher, runners, place.max_batch, place.clock, _log_failure
     )
@@ -150,7 +155,7 @@ def _cuda_instances(place: Workplace) -> tuple[Callable[[bool], Instance], Gpu]:
 
     executor = place.settings.executor
     calls = TorchCuda(place.sizes.device, memory_fraction=executor.memory_fraction, spin=executor.cuda_spin)
-    models: list[DeviceModel] = [_load(load_model, place, manifest) for manifest in place.manifests]
+    models: dict[int, DeviceModel] = _load_all(load_model, place)
     limits = BatchLimits(place.dispatcher.limit_batches)
     slab = map_slab(calls, place.arena, place.max_batch, log)
     device = CudaDevice(calls, slab, executor.cuda_graphs, limits, log)
@@ -170,8 +175,12 @@ def _cuda_instances(place: Workplace) -> tuple[Callable[[bool], Instance], Gpu]:
     return make, Gpu(calls.uuid, calls.cached_bytes, limits, calls.release_cache)
 
 
-def _load(load: Callable[..., Any], place: Workplace, manifest: Manifest) -> Any:
-    version = manifest.latest
+def _load_all(load: Callable[..., Any], place: Workplace) -> dict[int, Any]:
+    return {seat.place: _load(load, place, seat) for seat in place.lineup.seats}
+
+
+def _load(load: Callable[..., Any], place: Workplace, seat: Seat) -> Any:
+    manifest, version = seat.manifest, seat.version
     device = DeviceSettings(
         device=place.sizes.device,
         threads=place.sizes.threads,

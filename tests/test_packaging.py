@@ -24,7 +24,7 @@ APART = {"tritonclient"}
 EXTRAS = {
     "client": set[str](),
     "scheduler": {"server", "gpu"},
-    "server": {"server", "gpu"},
+    "server": {"server", "gpu", "calendar"},
     "examples": {"server", "demo"},
     "bench": {"server", "demo", "dev"},
     "tests": {"server", "demo", "dev"},

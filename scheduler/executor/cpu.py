@@ -1,7 +1,7 @@
 """CPU instances: gather rows from the slots, run the model on this thread, scatter the outputs."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -31,25 +31,26 @@ class CpuInstance(Instance):
         self,
         arena: Arena,
         dispatcher: Dispatcher,
-        runners: Sequence[Runner],
+        runners: Mapping[int, Runner],
         max_batch: int,
         clock: Clock,
         on_failure: FailureReport,
     ) -> None:
-        signatures = [runner.signature for runner in runners]
+        """`runners`: by place, the model's index in the arena."""
+        signatures = {place: runner.signature for place, runner in runners.items()}
         super().__init__(arena, dispatcher, signatures, max_batch, clock, on_failure)
         self._runners = runners
-        self._staging = [_staging(signature, max_batch) for signature in signatures]
-        # The same memory as rows of bytes, with each input's place in a slot.
-        self._rows = [
-            [
+        self._staging = {place: _staging(signature, max_batch) for place, signature in signatures.items()}
+        # The same memory as rows of bytes, with where each input starts in a slot.
+        self._rows = {
+            place: [
                 (offset, item_rows(staging, spec))
                 for spec, offset, staging in zip(
-                    signature.inputs, signature.input_offsets, arrays, strict=True
+                    signature.inputs, signature.input_offsets, self._staging[place], strict=True
                 )
             ]
-            for signature, arrays in zip(signatures, self._staging, strict=True)
-        ]
+            for place, signature in signatures.items()
+        }
 
     def warm_up(self, model: int, buckets: Sequence[int], rounds: int) -> dict[int, int]:
         """See `Instance`."""

@@ -6,7 +6,7 @@ one waits, without the GIL, another gathers or launches.
 
 import mmap
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,7 +87,7 @@ class CudaInstance(Instance):
         self,
         arena: Arena,
         dispatcher: Dispatcher,
-        models: Sequence[DeviceModel],
+        models: Mapping[int, DeviceModel],
         clock: Clock,
         on_failure: FailureReport,
         device: CudaDevice,
@@ -96,18 +96,18 @@ class CudaInstance(Instance):
         urgent: bool = False,
     ) -> None:
         """Args:
+        models: by place, the model's index in the arena.
         max_batch: of any model.
         urgent: its stream goes before the others.
         """
-        super().__init__(
-            arena, dispatcher, [model.signature for model in models], max_batch, clock, on_failure
-        )
+        signatures = {place: model.signature for place, model in models.items()}
+        super().__init__(arena, dispatcher, signatures, max_batch, clock, on_failure)
         self._models = models
         self._device = device
         self._calls = device.calls
         self._stream = device.calls.stream(urgent=urgent)
         self._buffers: dict[int, Buffers] = {}
-        self._programs: list[dict[int, Program]] = [{} for _ in models]
+        self._programs: dict[int, dict[int, Program]] = {place: {} for place in models}
         # What a thread launches before its first batch; see `settle`. By model and bucket.
         self._to_settle: dict[tuple[int, int], Plain] = {}
 

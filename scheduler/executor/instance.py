@@ -4,7 +4,7 @@ What every kind of instance does with a batch is here, how rows pass through its
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -46,18 +46,19 @@ class Instance(ABC):
         self,
         arena: Arena,
         dispatcher: Dispatcher,
-        signatures: Sequence[ModelSignature],
+        signatures: Mapping[int, ModelSignature],
         max_batch: int,
         clock: Clock,
         on_failure: FailureReport,
     ) -> None:
+        """`signatures`: by place, the model's index in the arena."""
         self._native = arena.native
         self._dispatcher = dispatcher
         self._clock = clock
         self._on_failure = on_failure
         self._outcomes = np.empty(max_batch, dtype=np.uint8)
-        self._scatters = [_scatter_of(arena, signature) for signature in signatures]
-        self._warm: list[Sequence[int]] = [()] * len(signatures)
+        self._scatters = {place: _scatter_of(arena, signature) for place, signature in signatures.items()}
+        self._warm: dict[int, Sequence[int]] = dict.fromkeys(signatures, ())
 
     def run(self, batch: Batch) -> None:
         """Runs a batch and hands its slots back, once, whatever the model does.

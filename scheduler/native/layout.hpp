@@ -22,7 +22,7 @@ inline constexpr std::uint32_t kLayoutVersion = 3;
 
 inline constexpr std::uint32_t kClasses = 5;
 inline constexpr std::uint32_t kMaxFrontends = 64;
-inline constexpr std::uint32_t kMaxEngines = 16;
+inline constexpr std::uint32_t kMaxEngines = 32;
 inline constexpr std::uint32_t kMaxModels = 64;
 inline constexpr std::uint32_t kMaxBuckets = 64;
 inline constexpr std::uint32_t kMaxSlotsPerFrontend = 1u << 16;

@@ -33,7 +33,7 @@ class Calls(Generic[Message, Mark]):
     def __init__(self, desk: Desk, dialect: Dialect[Message, Mark], max_in_flight_per_stream: int) -> None:
         self._desk = desk
         self._dialect = dialect
-        self._max_in_flight = max_in_flight_per_stream
+        self.max_in_flight = max_in_flight_per_stream  # of RPC streams that begin from now on
         self._streams: set[_RpcStream[Message, Mark]] = set()
         self._draining = False
 
@@ -70,7 +70,7 @@ class Calls(Generic[Message, Mark]):
         """One RPC stream."""
         if self._draining:  # it had been accepted before the port was closed
             await abort(context, _draining())
-        stream = _RpcStream(self._desk, self._dialect, context, self._max_in_flight)
+        stream = _RpcStream(self._desk, self._dialect, context, self.max_in_flight)
         self._streams.add(stream)
         try:
             await stream.run()

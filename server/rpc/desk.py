@@ -5,7 +5,7 @@ the completion gate's callback: encode → free the slots → answer. Nothing aw
 key and its push, so the keys of a lane only grow.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from scheduler import _ring
@@ -116,11 +116,27 @@ class Desk:
         self.limits = limits
         self._offenders = Offenders()
 
-    def change(self, limits: tuple[ClassLimits, ...]) -> None:
-        """Uses other class limits from now on; what has been let in keeps its key and its deadline."""
+    def change(
+        self,
+        limits: tuple[ClassLimits, ...],
+        *,
+        bulk_quantum_ns: int,
+        early_refusal: bool,
+        model_limits: Mapping[int, int],
+    ) -> None:
+        """Goes by these from now on; what has been let in keeps its key and its deadline.
+
+        `bulk_quantum_ns`: see `Entrance`; the last two: see `Admission`.
+        """
         self.limits = limits
-        self.entrance.change(limits)
-        self.admission.change(limits)
+        self.entrance.change(limits, bulk_quantum_ns)
+        self.admission.change(limits, early_refusal, model_limits)
+
+    def start_afresh(self, places: Iterable[int]) -> None:
+        """Other models have moved into these places: nothing is known of them."""
+        for place in places:
+            self.books.clear(place)
+            self._offenders = Offenders()
 
     def note_failure(self, request: CheckedRequest, submission: Submission) -> None:
         """Remembers the inputs of a request that the model failed on. Before its slots are released."""

@@ -45,6 +45,12 @@ class HealthService:
         self._serving.update(dict.fromkeys(services, serving and not self._draining))
         self._tell()
 
+    def forget(self, services: Iterable[str]) -> None:
+        """These are there no more."""
+        for service in services:
+            self._serving.pop(service, None)
+        self._tell()
+
     def drain(self) -> None:
         """Nothing serves from now on; watchers are told so and end."""
         self._draining = True

@@ -76,6 +76,10 @@ class InferenceService:
             },
         )
 
+    def change(self, max_in_flight_per_stream: int) -> None:
+        """For RPC streams that begin from now on."""
+        self._calls.max_in_flight = max_in_flight_per_stream
+
     def drain(self) -> None:
         """See `Calls.drain`."""
         self._calls.drain()

@@ -18,6 +18,8 @@ from server.rpc import kserve_models
 from server.rpc.calls import Calls
 from server.rpc.desk import Desk
 from server.rpc.dialect import PLANS_KEPT, Dialect, Plan
+from server.rpc.kserve_repository import EXTENSIONS as REPOSITORY_EXTENSIONS
+from server.rpc.kserve_repository import RepositoryChanges
 from server.rpc.kserve_request import check, parse
 from server.rpc.kserve_response import InferResponsePlan, stream_error, stream_response
 from server.rpc.request import CheckedRequest
@@ -87,16 +89,20 @@ class KserveService:
         telemetry: TelemetryTable,
         instances: Sequence[config.ModelInstanceGroup],
         max_in_flight_per_stream: int,
+        changes: RepositoryChanges | None = None,
     ) -> None:
+        """`changes` None: models are neither loaded nor unloaded by this protocol."""
         self._desk = desk
         self._models = models
         self._telemetry = telemetry
         self._instances = instances
         self._calls = Calls(desk, InferDialect(), max_in_flight_per_stream)
+        self._changes = changes
         self._version = importlib.metadata.version(NAME)
 
     def handler(self) -> "grpc.GenericRpcHandler[Any, Any]":
         """For `server.add_generic_rpc_handlers`."""
+        changes = self._changes
         unary: dict[str, tuple[Method, type[Message]]] = {
             "ServerLive": (self.server_live, kserve.ServerLiveRequest),
             "ServerReady": (self.server_ready, kserve.ServerReadyRequest),
@@ -110,8 +116,14 @@ class KserveService:
             "LogSettings": (self.log_settings, kserve.LogSettingsRequest),
             "SystemSharedMemoryStatus": (self.system_regions, kserve.SystemSharedMemoryStatusRequest),
             "CudaSharedMemoryStatus": (self.cuda_regions, kserve.CudaSharedMemoryStatusRequest),
-            "RepositoryModelLoad": (_refuses(_NO_LOADING), kserve.RepositoryModelLoadRequest),
-            "RepositoryModelUnload": (_refuses(_NO_LOADING), kserve.RepositoryModelUnloadRequest),
+            "RepositoryModelLoad": (
+                changes.load if changes else _refuses(_NO_LOADING),
+                kserve.RepositoryModelLoadRequest,
+            ),
+            "RepositoryModelUnload": (
+                changes.unload if changes else _refuses(_NO_LOADING),
+                kserve.RepositoryModelUnloadRequest,
+            ),
             **{
                 f"{kind}SharedMemory{what}": (
                     _refuses(_NO_SHARED_MEMORY),
@@ -133,6 +145,17 @@ class KserveService:
         handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._calls.unary)
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._calls.stream)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def change(
+        self,
+        telemetry: TelemetryTable,
+        instances: Sequence[config.ModelInstanceGroup],
+        max_in_flight_per_stream: int,
+    ) -> None:
+        """Goes by these from now on; RPC streams that have begun keep what they may have in flight."""
+        self._telemetry = telemetry
+        self._instances = instances
+        self._calls.max_in_flight = max_in_flight_per_stream
 
     def drain(self) -> None:
         """See `Calls.drain`."""
@@ -164,7 +187,8 @@ class KserveService:
         self, _request: kserve.ServerMetadataRequest, _context: Context
     ) -> kserve.ServerMetadataResponse:
         """Name, version, extensions."""
-        return kserve.ServerMetadataResponse(name=NAME, version=self._version, extensions=EXTENSIONS)
+        extensions = (*EXTENSIONS, *(REPOSITORY_EXTENSIONS if self._changes else ()))
+        return kserve.ServerMetadataResponse(name=NAME, version=self._version, extensions=extensions)
 
     async def model_metadata(
         self, request: kserve.ModelMetadataRequest, context: Context
@@ -192,7 +216,11 @@ class KserveService:
     ) -> kserve.ModelStatisticsResponse:
         """Of one model, or of all."""
         try:
-            models = [self._models.route(request.name, request.version)] if request.name else self._models
+            models = (
+                [self._models.route(request.name, request.version)]
+                if request.name
+                else list(self._models.loaded())
+            )
         except RequestError as error:
             await abort(context, error)
         books = self._desk.books

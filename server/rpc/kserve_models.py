@@ -27,7 +27,7 @@ def metadata(model: ServedModel) -> kserve.ModelMetadataResponse:
     signature = model.signature
     return kserve.ModelMetadataResponse(
         name=signature.name,
-        versions=[str(signature.version)],
+        versions=[str(version) for version in model.loaded],
         platform=platform(model),
         inputs=[_tensor_metadata(spec) for spec in signature.inputs],
         outputs=[_tensor_metadata(spec) for spec in signature.outputs],
@@ -58,7 +58,7 @@ def model_config(
         platform=platform(model),
         backend=_BACKEND,
         version_policy=config.ModelVersionPolicy(
-            specific=config.ModelVersionPolicy.Specific(versions=[signature.version])
+            specific=config.ModelVersionPolicy.Specific(versions=model.loaded)
         ),
         max_batch_size=model.max_rows,
         input=[
@@ -137,8 +137,8 @@ def index(models: ModelTable, *, only_ready: bool) -> Iterator[kserve.Repository
 
 
 def _state(models: ModelTable, model: ServedModel, version: int) -> tuple[str, str]:
-    if version != model.signature.version:
-        return "UNAVAILABLE", f"version {model.signature.version} is served"
+    if version not in model.loaded:
+        return "UNAVAILABLE", f"loaded is {', '.join(map(str, model.loaded)) or 'no version'}"
     return (READY, "") if models.ready else ("LOADING", "")
 
 

@@ -72,7 +72,7 @@ class ModelService:
         )
 
     def _state(self, model: ServedModel, version: int) -> model_pb2.ModelState:
-        if version != model.signature.version:
+        if version not in model.loaded:
             return model_pb2.MODEL_STATE_AVAILABLE
         return model_pb2.MODEL_STATE_READY if self._models.ready else model_pb2.MODEL_STATE_LOADING
 

@@ -9,6 +9,8 @@ import structlog
 
 STDERR_FD = 2
 
+_threshold = [logging.INFO]
+
 
 def configure(log_format: str, level: str) -> None:
     """Sets logging up for this process. `log_format` is text or json, `level` a name such as info."""
@@ -17,18 +19,30 @@ def configure(log_format: str, level: str) -> None:
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
+    set_level(level)
     structlog.configure(
         processors=[
+            _loud_enough,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.WriteLoggerFactory(file=_stderr()),
         cache_logger_on_first_use=True,
     )
+
+
+def set_level(level: str) -> None:
+    """From now on. Loggers are cached, so the level is looked at for every line."""
+    _threshold[0] = logging.getLevelNamesMapping()[level.upper()]
+
+
+def _loud_enough(_logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if structlog.processors.NAME_TO_LEVEL[method] < _threshold[0]:
+        raise structlog.DropEvent
+    return event
 
 
 class _Unfailing(io.FileIO):

@@ -39,8 +39,8 @@ def imbalances(books: Mapping[str, Any], slots: int = SLOTS) -> list[str]:
         expected = {"waiting": 0, "corrupt": 0, "taken": engine["completed"] + engine["lost"]}
         found += _differences(engine, expected)
         found += [
-            f"{engine['name']}: {count} of {priority} queued for {name}"
-            for name, model in engine["models"].items()
+            f"{engine['name']}: {count} of {priority} queued for {model['name']}"
+            for model in engine["models"]
             for priority, count in model["queued"].items()
             if count
         ]

@@ -29,7 +29,7 @@ BALANCED: Mapping[str, Any] = {
             "lost": 1,
             "waiting": 0,
             "corrupt": 0,
-            "models": {"doubler": {"queued": {"real_time_trading": 0}}},
+            "models": [{"name": "doubler", "queued": {"real_time_trading": 0}}],
         }
     ],
 }
@@ -54,7 +54,7 @@ def test_balanced_books_have_no_problems() -> None:
         (("engines", 0, "lost"), 0, "engine-0: taken is 4, expected 3"),
         (("engines", 0, "corrupt"), 3, "engine-0: corrupt is 3, expected 0"),
         (
-            ("engines", 0, "models", "doubler", "queued", "real_time_trading"),
+            ("engines", 0, "models", 0, "queued", "real_time_trading"),
             1,
             "engine-0: 1 of real_time_trading queued for doubler",
         ),

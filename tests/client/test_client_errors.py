@@ -20,6 +20,7 @@ TABLE = {
     "DEADLINE_EXCEEDED": api.DeadlineExceeded,
     "CANCELLED": api.Cancelled,
     "INTERNAL": api.ModelFailed,
+    "ABORTED": api.SettingsChanged,
     "UNAUTHENTICATED": api.Unauthenticated,
     "PERMISSION_DENIED": api.PermissionDenied,
     "UNIMPLEMENTED": PredictionError,

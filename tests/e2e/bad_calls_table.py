@@ -18,7 +18,7 @@ import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
 from scheduler.signature import DataType
-from server.settings import load_settings
+from server.configuration import load_settings
 from tests.e2e import zoo
 from tests.e2e.calls import (
     PREDICT,

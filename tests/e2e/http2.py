@@ -45,6 +45,11 @@ def headers(*more: tuple[str, str], path: str = PREDICT) -> bytes:
         ("te", "trailers"),
         *more,
     )
+    return block(*fields)
+
+
+def block(*fields: tuple[str, str]) -> bytes:
+    """A header block of nothing but these."""
     return b"".join(b"\x00" + _string(name) + _string(value) for name, value in fields)
 
 
@@ -91,6 +96,10 @@ class RawConnection:
 
     async def __aexit__(self, *_: object) -> None:
         self._writer.close()
+
+    def reset(self) -> None:
+        """Drops the connection: unsent bytes are lost, and the server sees a reset."""
+        self._writer.transport.abort()
 
     async def send(self, *frames: bytes) -> None:
         """Raises ConnectionError where the server has hung up."""

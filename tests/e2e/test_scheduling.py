@@ -124,7 +124,7 @@ async def test_bulk_that_is_held_back_ends_at_once_when_cancelled(launch: Launch
 
 def _queued_bulk(port: int) -> int:
     """Items of the class batch_processing in the lanes of the bundled model."""
-    return int(books(port)["engines"][0]["models"]["sp500_direction"]["queued"]["batch_processing"])
+    return int(books(port)["engines"][0]["models"][0]["queued"]["batch_processing"])
 
 
 def _cancelled(port: int) -> int:
@@ -213,7 +213,7 @@ async def test_status_tells_books_and_predictions(bundled: Service) -> None:
     assert frontend["admitted"] == sum(frontend["ended"].values()) > 0
     (engine,) = status["engines"]
     assert engine["taken"] == engine["completed"] + engine["lost"]
-    model = engine["models"]["sp500_direction"]
+    model = engine["models"][0]
     medians = [row["median"] for row in model["latency_ms"].values()]
     assert medians == sorted(medians)
     assert medians[0] > 0

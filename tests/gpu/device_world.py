@@ -168,7 +168,7 @@ class DevicePassage(Passage):
         instance = Forced(
             self.arena,
             self.dispatcher,
-            [self.model],
+            {0: self.model},
             self.clock,
             lambda *failure: self.failures.append(failure),
             self.device,

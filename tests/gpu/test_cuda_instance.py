@@ -171,7 +171,7 @@ class CpuPassage(Passage):
         return CpuInstance(
             self.arena,
             self.dispatcher,
-            [self.runner],
+            {0: self.runner},
             BUCKETS[-1],
             MonotonicClock(),
             lambda *failure: self.failures.append(failure),

@@ -120,7 +120,7 @@ class Engine:
             instances=ORDINARY,
             early_refusal=early_refusal,
         )
-        runners = [FakeRunner(SIGNATURE, partial(self._computes, model)) for model in range(MODELS)]
+        runners = {model: FakeRunner(SIGNATURE, partial(self._computes, model)) for model in range(MODELS)}
         self._instances = [
             CpuInstance(world.arena, self.dispatcher, runners, 8, world.clock, self._failed) for _ in KINDS
         ]

@@ -194,7 +194,8 @@ def test_threads_share_the_work_and_every_item_ends_once(make_world: Callable[..
     dispatcher = Dispatcher(world.port, [EAGER], world.latency, clock)
 
     def work() -> None:
-        instance = CpuInstance(world.arena, dispatcher, world.runners, 8, clock, lambda *_: None)
+        runners = dict(enumerate(world.runners))
+        instance = CpuInstance(world.arena, dispatcher, runners, 8, clock, lambda *_: None)
         while (batch := dispatcher.next_batch()) is not None:
             instance.run(batch)
 

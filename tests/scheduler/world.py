@@ -83,7 +83,7 @@ class World:
         self.instance = CpuInstance(
             self.arena,
             self.dispatcher,
-            self.runners,
+            dict(enumerate(self.runners)),
             max(plan.buckets[-1] for plan in self.plans),
             self.clock,
             lambda *failure: self.failures.append(failure),

@@ -124,9 +124,9 @@ BOOT = Boot(
     arena_fd=8,
     frontend_eventfds=(9, 10),
     engine_eventfds=(11,),
+    revision=3,
     settings='{"server": {}}',
-    manifests=("{}", '{"é": 1}'),
-    default_model=None,
+    lineup='{"é": 1}',
     grpc_port=8001,
     device="cuda:1",
 )

@@ -10,11 +10,12 @@ import pytest
 
 from scheduler.priority import PriorityClass
 from scheduler.signature import DataType, TensorSpec
-from server.boot import Boot
-from server.frontend import EXIT_BUG, _served
+from server.configuration import load_settings
+from server.frontend import EXIT_BUG
+from server.lineup import Lineup, Wishes, line_up
 from server.models import ServedModel
-from server.repository import Manifest, ModelVersion, SchedulerOverrides
-from server.settings import load_settings
+from server.repository import Manifest, ModelVersion, Repository, SchedulerOverrides
+from server.served import served as make_served
 from tests.server.processes import ENVIRONMENT
 
 MANIFEST = Manifest(
@@ -36,21 +37,10 @@ EVERY_CLASS = [member.label for member in PriorityClass]
 
 
 def served(*manifests: Manifest, **tables: Any) -> list[ServedModel]:
-    """With defaults and these settings, as the boot message carries them."""
+    """With defaults and these settings, the lineup as the boot message carries it."""
+    lineup = line_up(Repository(manifests, None), Wishes(), 16)
     settings = load_settings(tables, environ={})
-    boot = Boot(
-        role="frontend",
-        index=0,
-        parent_pid=1,
-        arena_fd=0,
-        frontend_eventfds=(),
-        engine_eventfds=(),
-        settings=settings.model_dump_json(),
-        manifests=tuple(manifest.to_json() for manifest in manifests),
-        default_model=None,
-        grpc_port=0,
-    )
-    return list(_served(boot, settings))
+    return [model.standard for model in make_served(Lineup.from_json(lineup.to_json()), settings)]
 
 
 def test_model_is_served_at_its_latest_version() -> None:
@@ -144,7 +134,7 @@ import numpy as np
 from scheduler.partition import Outcome
 from scheduler.priority import PriorityClass
 from server.frontend import Frontend
-from server.settings import load_settings
+from server.configuration import load_settings
 from tests.server.world import FrontEnd, request
 
 async def rounds(frontend):

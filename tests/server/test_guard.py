@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
 
 from server.auth import Tokens
@@ -71,7 +72,24 @@ async def hangs(_request: Any, _context: Any) -> None:
     await asyncio.Event().wait()
 
 
+async def check(request: Any, context: Any) -> Any:
+    context.written.append(request.service)
+
+
+async def talk(requests: Any, context: Any) -> None:
+    async for request in requests:
+        await context.write(request.service)
+
+
+async def broken(_request: Any, _context: Any) -> Any:
+    return 1 // 0
+
+
+parse = health_pb2.HealthCheckRequest.FromString
 HANDLERS = {
+    "Check": grpc.unary_unary_rpc_method_handler(check, parse),
+    "Talk": grpc.stream_stream_rpc_method_handler(talk, parse),
+    "Broken": grpc.unary_unary_rpc_method_handler(broken),
     "Predict": grpc.unary_unary_rpc_method_handler(call, str, bytes),
     "PredictStream": grpc.stream_stream_rpc_method_handler(stream),
     "Yields": grpc.unary_stream_rpc_method_handler(yields),
@@ -104,11 +122,42 @@ async def test_call_reaches_its_service(tokens: Tokens, with_tokens: bool) -> No
     """With the service's own coding; a method that nobody has stays unknown."""
     guard = guarding(tokens if with_tokens else None)
     found = handler(guard, "Predict")
-    assert (found.request_deserializer, found.response_serializer) == (str, bytes)
+    assert (found.request_deserializer(b"12"), found.response_serializer) == ("b'12'", bytes)
     assert not found.request_streaming
     assert await found.unary_unary(21, Context()) == 42
     assert handler(guard, "Predict") is found
     assert handler(guard, "None") is None
+
+
+@pytest.mark.parametrize("method", ["Check", "Talk"])
+async def test_bytes_that_are_no_message_are_refused(method: str) -> None:
+    """As INVALID_ARGUMENT, and the service never sees them; in a stream, not what comes after them either."""
+    context = Context()
+    found = handler(guarding(None), method)
+    parsed = [found.request_deserializer(raw) for raw in (b"\n\x01a", b"\xff", b"\n\x01b")]
+
+    async def messages() -> AsyncIterator[Any]:
+        for message in parsed:
+            yield message
+
+    with pytest.raises(grpc.aio.AbortError):
+        await (
+            found.stream_stream(messages(), context)
+            if method == "Talk"
+            else found.unary_unary(parsed[1], context)
+        )
+    assert context.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert context.written == (["a"] if method == "Talk" else [])
+
+
+async def test_bug_in_a_service_is_logged() -> None:
+    """gRPC tells the caller UNKNOWN, and nobody else anything."""
+    with capture_logs() as logged, pytest.raises(ZeroDivisionError):
+        await handler(guarding(None), "Broken").unary_unary(None, Context())
+    assert [(line["event"], line["log_level"]) for line in logged] == [
+        ("an RPC has failed by a bug", "error")
+    ]
+    assert logged[0]["method"] == f"/{SERVICE}/Broken"
 
 
 async def test_service_that_yields_its_answers() -> None:

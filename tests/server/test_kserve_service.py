@@ -1,6 +1,7 @@
 """How GRPCInferenceService describes models and settings, and that its streams are those of PredictStream."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,10 +11,13 @@ import grpc
 import grpc.aio
 import pytest
 
+from scheduler.errors import UnknownModel
 from scheduler.partition import Outcome
 from scheduler.priority import DEFAULT_LIMITS
+from server.administration import CannotLoad
 from server.rpc.kserve import EXTENSIONS, SERVICE, KserveService
 from server.rpc.kserve_models import instance_groups
+from server.rpc.kserve_repository import Kind, RepositoryChanges
 from server.settings import Settings, TelemetryTable
 from tests.server.kserve_world import Parameter, raw_request
 from tests.server.test_inference import Calls
@@ -68,12 +72,17 @@ def front_end(make_front_end: MakeFrontEnd) -> FrontEnd:
     return make_front_end(model_count=2, models=models)
 
 
-@pytest.fixture
-async def it(front_end: FrontEnd) -> AsyncIterator[Served]:
+@contextlib.asynccontextmanager
+async def serving(front_end: FrontEnd, changes: RepositoryChanges | None = None) -> AsyncIterator[Served]:
     """With four in flight on a stream."""
     settings = Settings.model_validate({"executor": {"device": "cpu,cuda:1", "instances": 2}})
     service = KserveService(
-        front_end.desk, front_end.models, TelemetryTable(log_level="warning"), instance_groups(settings, 2), 4
+        front_end.desk,
+        front_end.models,
+        TelemetryTable(log_level="warning"),
+        instance_groups(settings, 2),
+        4,
+        changes,
     )
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((service.handler(),))
@@ -82,6 +91,13 @@ async def it(front_end: FrontEnd) -> AsyncIterator[Served]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Served(front_end, channel, service)
     await server.stop(None)
+
+
+@pytest.fixture
+async def it(front_end: FrontEnd) -> AsyncIterator[Served]:
+    """Without loading and unloading."""
+    async with serving(front_end) as served:
+        yield served
 
 
 @pytest.fixture
@@ -193,7 +209,7 @@ async def test_repository_index(it: Served) -> None:
     ]
     models = (await it.call("RepositoryIndex")).models
     assert [(m.name, m.version, m.state) for m in models] == everything
-    assert models[1].reason == "version 3 is served"
+    assert models[1].reason == "loaded is 3"
     models = (await it.call("RepositoryIndex", ready=True)).models
     assert [(m.name, m.version) for m in models] == [("another", "3"), ("pair", "3")]
     it.front_end.models.ready = False
@@ -239,7 +255,7 @@ async def test_settings_can_be_read(it: Served) -> None:
 
 
 async def test_what_is_not_served_says_so(it: Served) -> None:
-    """Shared memory has no regions and takes none; models are not loaded from here."""
+    """Shared memory has no regions and takes none; models are not loaded where nobody can be asked to."""
     for kind in ("System", "Cuda"):
         assert not (await it.call(f"{kind}SharedMemoryStatus")).regions
         for method in ("Register", "Unregister"):
@@ -248,6 +264,109 @@ async def test_what_is_not_served_says_so(it: Served) -> None:
     for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
         code, text = await it.refused(method, model_name="pair")
         assert (code, "restart" in text) == (Code.UNIMPLEMENTED, True)
+
+
+# -- loading and unloading ----------------------------------------------------------------------
+
+
+class Asked:
+    """Who changes models, in the front end's eyes: keeps what it is asked for, and may refuse."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Kind, str]] = []
+
+    async def change(self, kind: Kind, name: str) -> None:
+        self.calls.append((kind, name))
+        if name == "broken":
+            raise CannotLoad("broken: its manifest has no inputs")
+        if name == "none":
+            raise UnknownModel("no model 'none'")
+
+
+def repository_changes(asked: Asked, host: str = "127.0.0.1", **tables: Any) -> RepositoryChanges:
+    """As of a server that listens there."""
+    return RepositoryChanges(asked.change, Settings.model_validate({"server": {"host": host}, **tables}))
+
+
+async def test_models_are_loaded_and_unloaded(front_end: FrontEnd) -> None:
+    """Whoever changes them is asked, with what Triton's client sends; then it is an extension as well."""
+    asked = Asked()
+    yes = kserve.ModelRepositoryParameter(bool_param=True)
+    async with serving(front_end, repository_changes(asked)) as it:
+        assert await it.call("RepositoryModelLoad", model_name="pair") == kserve.RepositoryModelLoadResponse()
+        answer = await it.call(
+            "RepositoryModelUnload", model_name="pair", parameters={"unload_dependents": yes}
+        )
+        assert answer == kserve.RepositoryModelUnloadResponse()
+        extensions = (await it.call("ServerMetadata")).extensions
+    assert asked.calls == [("load", "pair"), ("unload", "pair")]
+    assert extensions == [*EXTENSIONS, "model_repository", "model_repository(unload_dependents)"]
+
+
+@pytest.mark.parametrize("method", ["RepositoryModelLoad", "RepositoryModelUnload"])
+@pytest.mark.parametrize(
+    ("fields", "code", "said"),
+    [
+        ({"model_name": "none"}, Code.NOT_FOUND, "no model 'none'"),
+        ({"model_name": "broken"}, Code.FAILED_PRECONDITION, "broken: its manifest has no inputs"),
+    ],
+)
+async def test_change_that_fails_has_its_status(
+    front_end: FrontEnd, method: str, fields: dict[str, Any], code: Code, said: str
+) -> None:
+    """As whoever was asked said it."""
+    async with serving(front_end, repository_changes(Asked())) as it:
+        assert await it.refused(method, **fields) == (code, said)
+
+
+@pytest.mark.parametrize("method", ["RepositoryModelLoad", "RepositoryModelUnload"])
+@pytest.mark.parametrize(
+    ("fields", "code", "said"),
+    [
+        ({}, Code.INVALID_ARGUMENT, "model_name: is empty"),
+        ({"model_name": "pair", "repository_name": "x"}, Code.UNIMPLEMENTED, "must be empty"),
+        ({"parameters": ["config"]}, Code.INVALID_ARGUMENT, "parameters[config]"),
+        ({"parameters": ["other", "file:1/model.pt"]}, Code.INVALID_ARGUMENT, "parameters[file:1/model.pt]"),
+    ],
+)
+async def test_change_that_nobody_is_asked_for(
+    front_end: FrontEnd, method: str, fields: dict[str, Any], code: Code, said: str
+) -> None:
+    """What would be served otherwise than the repository says is named; nothing happens."""
+    asked = Asked()
+    if "parameters" in fields:
+        value = kserve.ModelRepositoryParameter(string_param="{}")
+        fields = {"model_name": "pair", "parameters": dict.fromkeys(fields["parameters"], value)}
+    async with serving(front_end, repository_changes(asked)) as it:
+        found, text = await it.refused(method, **fields)
+    assert (found, asked.calls) == (code, [])
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("host", "tables", "allowed"),
+    [
+        ("127.0.0.1", {}, True),
+        ("::1", {}, True),
+        ("localhost", {}, True),
+        ("0.0.0.0", {}, False),
+        ("10.0.0.5", {"tls": {"cert": "a", "key": "b", "client_ca": "c"}}, False),
+        ("10.0.0.5", {"auth": {"tokens_file": "tokens.toml"}}, True),
+    ],
+)
+async def test_strangers_change_no_models(
+    front_end: FrontEnd, host: str, tables: dict[str, Any], allowed: bool
+) -> None:
+    """Without tokens only a server that nobody else reaches takes these calls, and says what is missing."""
+    asked = Asked()
+    async with serving(front_end, repository_changes(asked, host, **tables)) as it:
+        for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
+            if allowed:
+                await it.call(method, model_name="pair")
+            else:
+                code, text = await it.refused(method, model_name="pair")
+                assert (code, "auth.tokens_file" in text) == (Code.PERMISSION_DENIED, True)
+    assert bool(asked.calls) is allowed
 
 
 # -- streams ------------------------------------------------------------------------------------

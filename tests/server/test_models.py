@@ -21,7 +21,7 @@ def models() -> ModelTable:
     return table(OLD, OTHER, default="pair")
 
 
-@pytest.mark.parametrize("version", ["", "3"])
+@pytest.mark.parametrize("version", ["", "3", "latest"])
 @pytest.mark.parametrize("name", ["", "pair"])
 def test_default_model_at_its_version(models: ModelTable, name: str, version: str) -> None:
     """Named or not."""
@@ -44,7 +44,7 @@ def test_unknown_model(models: ModelTable, name: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("version", ["4", "03", "3.0", " 3", "latest", "-3", "x" * 500])
+@pytest.mark.parametrize("version", ["4", "03", "3.0", " 3", "Latest", "-3", "x" * 500])
 def test_unknown_version(models: ModelTable, version: str) -> None:
     """Versions are compared as text; what there is, is listed."""
     with pytest.raises(UnknownModel, match=r" of pair; versions are 1, 2, 3$") as refused:

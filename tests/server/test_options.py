@@ -9,30 +9,14 @@ from pathlib import Path
 import pytest
 
 from server import options
-from server.settings import load_settings
-
-MAIN = """
-import sys
-from server import options
-from server.problems import SettingsError
-from server.settings import load_settings
-parsed = options.parse(sys.argv[1:])
-try:
-    settings = load_settings(parsed.overrides, config=parsed.config, profile=parsed.profile)
-except SettingsError as error:
-    print(error, file=sys.stderr)
-    sys.exit(2)
-if parsed.print_config:
-    print(settings.to_toml(), end="")
-if parsed.check_config:
-    print("valid")
-"""
+from server.configuration import load_settings
+from server.layers import AUTO, PROFILES
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("TICKRING_")}
     return subprocess.run(
-        [sys.executable, "-c", MAIN, *arguments],
+        [sys.executable, "-m", "server", *arguments],
         env=inherited | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environ,
         capture_output=True,
         text=True,
@@ -76,6 +60,8 @@ def test_help_names_every_flag_of_the_contract(capsys: pytest.CaptureFixture[str
     flags = (
         "config profile models host grpc-port http-port admin-port frontends device check-config print-config"
     )
+    for profile in (*PROFILES, AUTO):
+        assert profile in text
     assert [flag for flag in flags.split() if f"--{flag}" not in text] == []
     assert "Example: tickring-server" in text
     assert "Exit codes: 0" in text

@@ -13,9 +13,10 @@ from structlog.testing import capture_logs
 
 from scheduler.clock import VirtualClock
 from server import resources
+from server.configuration import load_settings
 from server.gpu import GpuMonitor
 from server.idle import IdleCleanup
-from server.settings import load_settings
+from server.resources import Watch
 from tests.server.fake_nvml import UUID, FakeNvml
 
 CALM = {"host load": 0.1, "host memory": 0.1}
@@ -37,7 +38,7 @@ class Host:
 
     def watch(self, marks: Mapping[str, float] = MARKS, **options: Any) -> None:
         settings = load_settings({"executor": marks}, environ={})
-        self.stops.append(resources.watch(settings, self.told.put, **options))
+        self.stops.append(Watch(settings, self.told.put, **options).stop)
 
     def hears(self, *steps: int) -> None:
         assert [self.told.get(timeout=30) for _ in steps] == list(steps)

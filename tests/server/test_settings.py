@@ -9,15 +9,10 @@ from typing import Any
 import pytest
 
 from scheduler.priority import DEFAULT_LIMITS, ClassLimits, PriorityClass
+from server.configuration import load_configuration, load_settings
+from server.layers import DEFAULT_PROFILE, PROFILES
 from server.problems import SettingsError
-from server.settings import (
-    DEFAULT_PROFILE,
-    PROFILES,
-    Settings,
-    bundled_repository,
-    load_settings,
-    powers_of_two,
-)
+from server.settings import Settings, bundled_repository, powers_of_two
 
 MS = 1_000_000
 CONTRACT = {
@@ -27,12 +22,14 @@ CONTRACT = {
     "drain_grace_s",
     "tls": "cert key client_ca",
     "auth": "tokens_file allow_clear_text",
-    "models": "repository default_model",
+    "models": "repository default_model poll_s max_loaded max_row_bytes",
     "scheduler": "max_batch_size buckets adaptive latency_budget_ms bulk_quantum_ms reserved_instances "
     "spin_us slots_per_frontend default_class classes early_refusal",
     "executor": "device instances precision cuda_graphs cuda_spin memory_fraction cpu_threads cpu_affinity "
-    "gpu_utilization_high gpu_utilization_low memory_utilization_high host_load_high stall_timeout_s",
+    "gpu_utilization_high gpu_utilization_low memory_utilization_high host_load_high stall_timeout_s "
+    "prepare_timeout_s",
     "cache": "enabled entries ttl_s redis_url",
+    "calendar": "exchange lead_s",
     "telemetry": "otlp_endpoint trace_sample_ratio log_format log_level",
     "slo": "p50_ms p95_ms p99_ms max_ms min_rps target_rps max_error_ratio",
 }
@@ -237,6 +234,12 @@ BAD_FILES = {
     ),
     "executor.host_load_high = 0": ": must be more than 0",
     "executor.stall_timeout_s = 0.4": ": must be at least 0.5",
+    "executor.prepare_timeout_s = 0": ": must be at least 1",
+    "models.poll_s = 86401": ": must be at most 86400",
+    "models.max_loaded = 0": ": must be at least 1",
+    "models.max_row_bytes = -1": ": must be at least 0",
+    'calendar.exchange = ""': ": must not be empty",
+    "calendar.lead_s = 3601": ": must be at most 3600",
     "cache.ttl_s = inf": "cache.ttl_s = Infinity: must be finite",
     "telemetry.log_level = 5": ": must be 'debug', 'info', 'warning' or 'error'",
 }
@@ -257,7 +260,7 @@ def test_a_problem_is_one_line(load: Load) -> None:
 
 
 def test_all_problems_are_told_at_once(load: Load) -> None:
-    """From every layer."""
+    """From every layer, first what is wrong with their form, in the order of the layers."""
     found = problems(
         load,
         "slo = 1\n[executor]\ndevice = 'gpu'",
@@ -265,7 +268,7 @@ def test_all_problems_are_told_at_once(load: Load) -> None:
         {"server": {"grpc_port": "x"}},
     )
     names = " ".join(line.partition(" = ")[0] for line in found)
-    assert names == "TICKRING_CACHE__TTL slo server.grpc_port executor.device cache.ttl_s"
+    assert names == "slo TICKRING_CACHE__TTL server.grpc_port executor.device cache.ttl_s"
 
 
 def test_a_bad_table_is_told_though_a_later_layer_hides_it(load: Load) -> None:
@@ -304,7 +307,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, allow
 def test_an_unknown_profile(load: Load) -> None:
     """Neither a file of another folder nor a silent default."""
     assert problems(load, profile="../settings") == [
-        "profile = ../settings: must be one of market_hours, off_hours, stress_test"
+        "profile = ../settings: must be one of market_hours, off_hours, stress_test, auto"
     ]
 
 
@@ -405,13 +408,15 @@ adaptive = false
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("text", ["", EVERYTHING])
-def test_what_is_printed_loads_back(load: Load, text: str, profile: str) -> None:
-    """Under any other profile too, as every value is written out."""
+def test_what_is_printed_loads_back(load: Load, tmp_path: Path, text: str, profile: str) -> None:
+    """With its profile; and under any other too, as every value is written out."""
     largest = load(profile=profile).scheduler.max_batch_size
     settings = load(text.replace("[1, 5, 64]", f"[1, 5, {largest}]"), profile=profile)
-    printed = settings.to_toml()
-    assert load(printed, profile="stress_test") == settings
-    assert set(tomllib.loads(printed)["scheduler"]["classes"]) == {member.label for member in PriorityClass}
+    printed = load_configuration({}, config=tmp_path / "tickring.toml", profile=profile, environ={}).to_toml()
+    tables = tomllib.loads(printed)
+    assert load(printed, profile="stress_test") == load(printed) == settings
+    assert tables["profile"] == profile
+    assert set(tables["scheduler"]["classes"]) == {member.label for member in PriorityClass}
 
 
 def test_a_child_gets_the_same_settings(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from scheduler.policy import BatchPlan
 from server import sizing
+from server.configuration import load_settings
 from server.repository import Manifest, SchedulerOverrides, load_repository
-from server.settings import bundled_repository, load_settings
+from server.settings import bundled_repository
 from server.sizing import (
     SPIN_AUTO_US,
     EngineSizes,

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from server.configuration import load_settings
 from server.problems import SettingsError
 from server.security import check_security, warn_of_security
-from server.settings import Settings, load_settings
+from server.settings import Settings
 from tests.certificates import Authority
 
 CLEAR = "auth.allow_clear_text = false: must be true, or tls.cert set: tokens would cross the network"

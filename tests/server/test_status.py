@@ -11,7 +11,8 @@ from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
 from scheduler import errors
-from server import auth
+from server import administration, auth
+from server.problems import Problem, SettingsError
 from server.status import DETAILS_TRAILER, MAX_TEXT, abort, code_of, to_status
 
 Code = grpc.StatusCode
@@ -69,6 +70,16 @@ ENDS: list[tuple[errors.RequestError, Code, str, list[type[Message]]]] = [
         "ROLE_MISSING",
         [],
     ),
+    (
+        administration.InvalidSettings(SettingsError([Problem("slo.p50_ms", -1, "must be at least 0")])),
+        Code.INVALID_ARGUMENT,
+        "INVALID_SETTINGS",
+        [error_details_pb2.BadRequest],
+    ),
+    (administration.NeedsRestart(["server.host"]), Code.FAILED_PRECONDITION, "NEEDS_RESTART", []),
+    (administration.VersionConflict(2, 3), Code.ABORTED, "SETTINGS_CHANGED", []),
+    (administration.CannotLoad("a has no file"), Code.FAILED_PRECONDITION, "CANNOT_LOAD", []),
+    (administration.CannotUnload("a is the last"), Code.FAILED_PRECONDITION, "CANNOT_UNLOAD", []),
 ]
 
 
@@ -134,6 +145,9 @@ def test_details_say_what_is_wrong_where_and_when_to_come_back() -> None:
         errors.InvalidRequest("output_names[0]", "x" * 10_000),
         errors.UnknownModel("x" * 10_000),
         errors.Overloaded("slots", "x" * 10_000, 1),
+        administration.CannotLoad("x" * 10_000),
+        administration.NeedsRestart(["x" * 10_000]),
+        administration.InvalidSettings(SettingsError([Problem("x" * 1_000, "x" * 100, "x" * 10_000)])),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -142,6 +156,17 @@ def test_long_text_is_cut(error: errors.RequestError) -> None:
     status = to_status(error)
     assert len(status.message) == MAX_TEXT + 1
     assert status.message.endswith("x…")
+    assert status.ByteSize() < 4096
+
+
+def test_settings_with_many_mistakes() -> None:
+    """Every mistake that fits is told, and the size stays far below what a client takes."""
+    problems = [Problem(f"slo.number_{number}", number, "is no setting") for number in range(1000)]
+    status = to_status(administration.InvalidSettings(SettingsError(problems)))
+    violations = unpacked(status)[error_details_pb2.BadRequest].field_violations
+    assert 10 < len(violations) < 100
+    assert [v.field for v in violations] == [problem.path for problem in problems[: len(violations)]]
+    assert violations[7].description == "7: is no setting"
     assert status.ByteSize() < 4096
 
 

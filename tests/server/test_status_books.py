@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,22 @@ import numpy as np
 from scheduler.partition import Outcome
 from scheduler.priority import PriorityClass
 from server.books import EngineState, books
-from tests.server.world import FrontEnd, request
+from server.lineup import Lineup, Seat
+from server.repository import Manifest, ModelVersion
+from tests.server.world import SIGNATURE, FrontEnd, request
 
+VERSION = ModelVersion(3, Path("pair/3/model.pt"), "a" * 64)
+MANIFEST = Manifest(
+    "pair", "", "torchscript", "fp32", True, True, SIGNATURE.inputs, SIGNATURE.outputs, (VERSION,)
+)
+LINEUP = Lineup((MANIFEST,), (Seat(0, MANIFEST, VERSION),), None)
 LOW = PriorityClass.BACKGROUND_TASKS
 
 
 def read(front_end: FrontEnd) -> dict[str, Any]:
     """As `/status` gives them: through JSON."""
     found: dict[str, Any] = json.loads(
-        json.dumps(books(front_end.arena, ["pair"], [EngineState("cpu", True, {})], {"engine-0": 2}))
+        json.dumps(books(front_end.arena, {0: EngineState("cpu", True, {}, LINEUP)}, {"engine-0": 2}))
     )
     return found
 
@@ -46,14 +54,16 @@ def test_nothing_has_happened_yet(front_end: FrontEnd) -> None:
                 **dict.fromkeys(
                     ["taken", "completed", "lost", "discarded", "batches", "corrupt", "waiting"], 0
                 ),
-                "models": {
-                    "pair": {
+                "models": [
+                    {
+                        "name": "pair",
+                        "version": 3,
                         "queued": {member.label: 0 for member in PriorityClass},
                         "target_batch": 0,
                         "item_us": 0,
                         "latency_ms": {},
                     }
-                },
+                ],
             }
         ],
         "restarts": {"engine-0": 2},
@@ -67,15 +77,18 @@ def test_each_engine_has_its_own_books(make_front_end: Callable[..., FrontEnd]) 
     front_end.engines.went(1)
     front_end.submit(request(2))
     readings = {"gpu_utilization_ratio": 0.5}
-    states = [EngineState("cuda:1", True, readings), EngineState("cpu", False, {})]
-    engines = books(front_end.arena, ["pair"], states, {})["engines"]
+    states = {
+        0: EngineState("cuda:1", True, readings, LINEUP),
+        1: EngineState("cpu", False, {}, LINEUP),
+    }
+    engines = books(front_end.arena, states, {})["engines"]
     assert [(each["name"], each["device"], each["ready"]) for each in engines] == [
         ("engine-0", "cuda:1", True),
         ("engine-1", "cpu", False),
     ]
     assert [each["readings"] for each in engines] == [readings, {}]
     assert [each["waiting"] for each in engines] == [2, 3]
-    assert [each["models"]["pair"]["queued"]["batch_processing"] for each in engines] == [2, 3]
+    assert [each["models"][0]["queued"]["batch_processing"] for each in engines] == [2, 3]
 
 
 def test_items_are_counted_from_admission_to_their_end(front_end: FrontEnd) -> None:
@@ -85,7 +98,7 @@ def test_items_are_counted_from_admission_to_their_end(front_end: FrontEnd) -> N
     found = read(front_end)
     assert (found["frontends"][0]["admitted"], found["frontends"][0]["open"]) == (5, 5)
     assert found["engines"][0]["waiting"] == 5
-    queued = found["engines"][0]["models"]["pair"]["queued"]
+    queued = found["engines"][0]["models"][0]["queued"]
     assert {name: depth for name, depth in queued.items() if depth} == {
         "batch_processing": 3,
         "background_tasks": 2,
@@ -143,6 +156,6 @@ def test_predictions_are_those_of_the_engine(front_end: FrontEnd) -> None:
     front_end.engine.publish_forecast(
         0, 8, 1_500, [1, 8], [1_000_000, 2_500_000], [1_200_000, 4_000_000], [1, 2]
     )
-    model = read(front_end)["engines"][0]["models"]["pair"]
+    model = read(front_end)["engines"][0]["models"][0]
     assert (model["target_batch"], model["item_us"]) == (8, 1.5)
     assert model["latency_ms"] == {"1": {"median": 1.0, "high": 1.2}, "8": {"median": 2.5, "high": 4.0}}

@@ -20,9 +20,11 @@ from scheduler.latency import LearnedLatency
 from scheduler.partition import Partition, Submission
 from scheduler.signature import ModelSignature
 from server import workforce
+from server.configuration import load_settings
+from server.lineup import Wishes, line_up
 from server.repository import load_repository
-from server.settings import bundled_repository, load_settings
-from server.sizing import batch_plan, engine_sizes
+from server.settings import bundled_repository
+from server.sizing import batch_plans, engine_sizes
 from server.workforce import Workforce, Workplace, hire, warm_up
 from tests.scheduler.executor.fake_cuda import FakeCuda, FakeDeviceModel
 
@@ -33,27 +35,29 @@ class Engine:
     def __init__(self, **executor: object) -> None:
         overrides = {"executor": executor, "scheduler": {"max_batch_size": 8, "reserved_instances": 1}}
         self.settings = load_settings(overrides, environ={})
-        self.manifests = load_repository(Path(bundled_repository())).manifests
-        signature = self.manifests[0].signature(1)
+        repository = load_repository(Path(bundled_repository()))
+        self.lineup = line_up(repository, Wishes(), 1)
+        signature = repository.manifests[0].signature(1)
         self.arena = Arena.anonymous(
             Dimensions(1, 1, 16, signature.input_row_bytes, signature.output_row_bytes)
         )
         self.fds = [os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)]
         port = _ring.EnginePort(self.arena.native, 0, self.fds[0], self.fds[1:])
-        self.plans = [batch_plan(self.settings, manifest) for manifest in self.manifests]
+        self.plans = batch_plans(self.settings, self.lineup, 1)
         self.latency = LearnedLatency()
         self.clock = VirtualClock(1000)
         self.dispatcher = Dispatcher(port, self.plans, self.latency, self.clock)
 
     def hire(self, device: str) -> Workforce:
         sizes = engine_sizes(self.settings, device)
+        clock = self.clock
         return hire(
-            Workplace(self.settings, sizes, self.manifests, self.arena, self.dispatcher, self.clock, 8)
+            Workplace(self.settings, sizes, self.lineup, self.arena, self.dispatcher, clock, clock, 8)
         )
 
     def warm_up(self, hired: Workforce) -> tuple[int, ...]:
         """The buckets that fit."""
-        plans = warm_up(hired, self.manifests, self.plans, self.latency)
+        plans = warm_up(hired, self.lineup, self.plans, self.latency)
         self.dispatcher.warm(plans)
         return plans[0].buckets
 

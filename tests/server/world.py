@@ -16,7 +16,7 @@ from scheduler.priority import DEFAULT_LIMITS, PriorityClass
 from scheduler.signature import DataType, ModelSignature, TensorSpec
 from server.admission import Admission
 from server.model_books import ModelBooks
-from server.models import ModelTable, ServedModel
+from server.models import ModelRoutes, ModelTable, ServedModel
 from server.rpc.desk import Desk, Ticket
 from server.rpc.inference import PredictDialect
 from tickring.v1 import inference_pb2, types_pb2
@@ -49,14 +49,20 @@ def served(
         description="for tests",
         format="torchscript",
         sha256={version: f"{version:064x}" for version in versions or (signature.version,)},
+        loaded=(signature.version,),
         max_rows=MAX_ROWS,
         default_class=default_class,
     )
 
 
+def routes(model: ServedModel) -> ModelRoutes:
+    """A model of which one version is loaded, with no aliases."""
+    return ModelRoutes(model, dict.fromkeys(["", "latest", str(model.signature.version)], model))
+
+
 def table(*models: ServedModel, default: str | None = None, ready: bool = True) -> ModelTable:
     """A table of these models, or of `pair` alone, its default."""
-    found = ModelTable(models or (served(),), default if models else "pair")
+    found = ModelTable([routes(model) for model in models or (served(),)], default if models else "pair")
     found.ready = ready
     return found
 

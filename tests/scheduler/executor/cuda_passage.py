@@ -71,7 +71,7 @@ class CudaPassage(Passage):
         return CudaInstance(
             self.arena,
             self.dispatcher,
-            [model],
+            {0: model},
             self.clock,
             lambda *failure: self.failures.append(failure),
             CudaDevice(self.calls, slab, self.graphs, self.limits, self.notes),

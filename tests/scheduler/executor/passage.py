@@ -73,7 +73,7 @@ class Passage:
         return CpuInstance(
             self.arena,
             self.dispatcher,
-            [runner],
+            {0: runner},
             buckets[-1],
             self.clock,
             lambda *failure: self.failures.append(failure),

@@ -292,7 +292,7 @@ def test_urgent_instances_have_an_urgent_stream() -> None:
             CudaInstance(
                 passage.arena,
                 passage.dispatcher,
-                [],
+                {},
                 passage.clock,
                 lambda *failure: None,
                 CudaDevice(passage.calls, None, True, passage.limits, passage.notes),

@@ -105,7 +105,7 @@ def test_attach_takes_nothing_but_an_arena_of_this_layout() -> None:
     header[2] = 1
     with pytest.raises(ValueError, match="layout version 1, this build speaks 3"):
         _ring.Arena.attach(buffer)
-    header[2] = 2
+    header[2] = 3
     header[4] = 65
     with pytest.raises(ValueError, match="frontends is 65"):
         _ring.Arena.attach(buffer)
