@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from client import cli_admin
 from client.channel import DEFAULT_TARGET
 from client.cli_input import BadInput, Source, arrays_for, read_sources
 from client.cli_options import (
@@ -55,6 +56,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_admin.app, name="admin")
 
 
 @app.command(

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Protocol, TypedDict, TypeVar
 
 import typer
 
+from client.admin import AdminClient
 from client.channel import TlsFiles
 from client.client import MAX_TIMEOUT_S, Client
 from client.errors import InvalidRequest
@@ -27,6 +28,9 @@ def _checked_timeout(value: float | None) -> float | None:
 
 
 Target = Annotated[str, typer.Option(envvar="TICKRING_TARGET", metavar="HOST:PORT", help="The server.")]
+AdminTarget = Annotated[
+    str, typer.Option("--target", envvar="TICKRING_ADMIN_TARGET", metavar="HOST:PORT", help="The admin port.")
+]
 Tls = Annotated[bool, typer.Option("--tls", help="Encrypt; implied by the other --tls options.")]
 TlsCa = Annotated[
     Path | None,
@@ -92,6 +96,17 @@ class RequestOptions(TypedDict):
     routing_key: str
 
 
+Opened = TypeVar("Opened", covariant=True)
+
+
+class _Opens(Protocol[Opened]):
+    """`Client` or `AdminClient`."""
+
+    def __call__(
+        self, target: str, *, tls: TlsFiles | None, token: str | None, allow_clear_text: bool
+    ) -> Opened: ...
+
+
 def open_client(
     target: str,
     tls: bool,
@@ -102,12 +117,34 @@ def open_client(
     allow_clear_text: bool,
 ) -> Client:
     """The client that the common options describe. Raises `typer.BadParameter`."""
+    return _open(Client, target, _tls_files(tls, ca, cert, key), token, allow_clear_text)
+
+
+def open_admin_client(
+    target: str,
+    tls: bool,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    token: str | None,
+    allow_clear_text: bool,
+) -> AdminClient:
+    """The same for the admin port. Raises `typer.BadParameter`."""
+    return _open(AdminClient, target, _tls_files(tls, ca, cert, key), token, allow_clear_text)
+
+
+def _tls_files(tls: bool, ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | None:
     try:
-        files = TlsFiles(ca, cert, key) if tls or ca or cert or key else None
+        return TlsFiles(ca, cert, key) if tls or ca or cert or key else None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--tls-cert, --tls-key") from None
+
+
+def _open(
+    client: _Opens[Opened], target: str, tls: TlsFiles | None, token: str | None, allow_clear_text: bool
+) -> Opened:
     try:
-        return Client(target, tls=files, token=token, allow_clear_text=allow_clear_text)
+        return client(target, tls=tls, token=token, allow_clear_text=allow_clear_text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--token, --allow-clear-text") from None
 

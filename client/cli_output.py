@@ -53,11 +53,11 @@ def print_prediction(prediction: Prediction, round_trip_s: float) -> None:
     table = Table("output", "dtype", "shape", "values")
     for name, array in prediction.outputs.items():
         table.add_row(name, str(array.dtype), _shape_text(array.shape), _values_text(array))
-    console = _console()
-    console.print(table)
+    out = console()
+    out.print(table)
     timing = prediction.timing
     batch = "from the cache" if timing.cache_hit else f"batch {timing.batch_size} of {timing.batch_bucket}"
-    console.print(
+    out.print(
         f"{prediction.model_name} version {prediction.model_version}, {batch}:"
         f" queue wait {timing.queue_wait_ns / 1e6:.3f} ms, compute {timing.compute_ns / 1e6:.3f} ms,"
         f" server {timing.server_ns / 1e6:.3f} ms, round trip {round_trip_s * 1e3:.3f} ms",
@@ -137,11 +137,11 @@ def print_models(models: Sequence[ModelInfo]) -> None:
             "\n".join(spec.dtype.name for _, spec in tensors),
             "\n".join(_shape_text(("n", *spec.shape)) for _, spec in tensors),
         )
-    _console().print(table)
+    console().print(table)
 
 
-def _console() -> Console:
-    # Names and shapes are the server's text: brackets and colons in it are not rich's.
+def console() -> Console:
+    """Standard output, for text of the server's: brackets and colons in it are not rich's."""
     return Console(highlight=False, markup=False, emoji=False)
 
 

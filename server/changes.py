@@ -293,7 +293,7 @@ class Changes:
 
             await self._whole(switch())
 
-        await ProfileSwitch(calendar, apply, WallClock(), current=self._configuration.profile).run()
+        await ProfileSwitch(calendar, apply, WallClock(), lambda: self._configuration.profile).run()
 
     # -- status ---------------------------------------------------------------------------------
 

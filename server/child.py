@@ -4,8 +4,10 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
+from importlib import import_module
 
-from server import control
+from server import considerate, control
 from server.boot import Boot
 
 
@@ -27,8 +29,7 @@ def main() -> None:
 
         frontend.run(boot, sock)
     else:
-        from server import engine
-
+        engine = considerate.done(partial(import_module, "server.engine"), considerately=boot.considerate)
         engine.run(boot, sock)
 
 

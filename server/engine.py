@@ -1,11 +1,9 @@
 """The engine process: loads the models, warms them up, and runs batches until told to stop."""
 
-import contextvars
 import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -20,7 +18,7 @@ from scheduler.executor.instance import Instance
 from scheduler.executor.runner import DeviceLost, ModelUnusable
 from scheduler.latency import LearnedLatency
 from scheduler.policy import BatchPlan
-from server import collector, control
+from server import collector, considerate, control
 from server.boot import Boot
 from server.gpu import GpuMonitor
 from server.idle import IdleCleanup
@@ -35,8 +33,6 @@ from server.workforce import Gpu, Workforce, Workplace, hire, warm_up
 EXIT_UNUSABLE = 3
 EXIT_BUG = 70
 EXIT_DEVICE_LOST = 71
-# Of the thread that loads and warms up while others serve: a tenth of a core, where they want it all.
-CONSIDERATE_NICENESS = 10
 
 _Parts = tuple[Workforce, Dispatcher, Sequence[BatchPlan]]
 
@@ -53,7 +49,9 @@ def run(boot: Boot, sock: socket.socket) -> None:
         os.sched_setaffinity(0, settings.executor.cpu_affinity)
     arena = Arena.attach(boot.arena_fd)
     try:
-        workforce, dispatcher, plans = _built(boot, partial(_build, boot, settings, lineup, arena))
+        workforce, dispatcher, plans = considerate.done(
+            partial(_build, boot, settings, lineup, arena), considerately=boot.considerate
+        )
     except (ModelUnusable, RepositoryError) as error:
         log.error("model cannot be served", error=str(error))
         control.send(sock, {"type": "failed", "error": str(error)})
@@ -61,7 +59,7 @@ def run(boot: Boot, sock: socket.socket) -> None:
     except DeviceLost as error:
         _lost(str(error))
 
-    collector.settle()
+    considerate.done(collector.settle, considerately=boot.considerate)
     control.send(sock, {"type": "warm"})
     message = control.receive(sock)
     if message is None or message["type"] == "stop":
@@ -152,22 +150,6 @@ def _build(boot: Boot, settings: Settings, lineup: Lineup, arena: Arena) -> _Par
     plans = warm_up(workforce, lineup, plans, latency)
     dispatcher.warm(plans)
     return workforce, dispatcher, plans
-
-
-def _built(boot: Boot, build: Callable[[], _Parts]) -> _Parts:
-    """The same, by a thread that stands back for everybody else where others serve on these cores.
-
-    A thread of its own, because only who may lower niceness gets back from there.
-    """
-    if not boot.considerate:
-        return build()
-
-    def considerately() -> _Parts:
-        os.setpriority(os.PRIO_PROCESS, 0, CONSIDERATE_NICENESS)  # on Linux: of this thread
-        return build()
-
-    with ThreadPoolExecutor(1, "builder") as builder:
-        return builder.submit(contextvars.copy_context().run, considerately).result()
 
 
 def _watch(

@@ -198,7 +198,7 @@ def _as_coroutine(inner: Any) -> Behaviour:
 
 
 def _parse_or_error(method: str, parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Returns the error of bytes that are no message: raised, gRPC would take it for a bug, and say UNKNOWN."""
+    """Returns the error of bytes that are no message: raised, it would be a bug to gRPC, and UNKNOWN."""
 
     def parse_or_error(raw: bytes) -> Any:
         try:

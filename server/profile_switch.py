@@ -46,12 +46,16 @@ class Calendar(Protocol):
 class ProfileSwitch:
     """Calls `apply` with a profile whenever the calendar has another one than that in effect.
 
-    `current` is in effect at the start. A profile whose `apply` raised is not in effect: that is logged and
+    `current` says which is in effect: others may change it too. Where `apply` raises, that is logged and
     tried again after LOOK_EVERY.
     """
 
     def __init__(
-        self, calendar: Calendar, apply: Callable[[str], Awaitable[None]], clock: Clock, *, current: str
+        self,
+        calendar: Calendar,
+        apply: Callable[[str], Awaitable[None]],
+        clock: Clock,
+        current: Callable[[], str],
     ) -> None:
         self._calendar = calendar
         self._apply = apply
@@ -69,10 +73,9 @@ class ProfileSwitch:
         try:
             # In a thread: it may load pandas, or look up another year.
             profile, until = await asyncio.to_thread(self._calendar.profile_at, now)
-            if profile != self._current:
+            if profile != self._current():
                 await self._apply(profile)
-                self._current = profile
         except Exception as error:
-            log.error("profile not switched", current=self._current, error=str(error), exc_info=True)
+            log.error("profile not switched", current=self._current(), error=str(error), exc_info=True)
             return self._clock.now() + LOOK_EVERY  # to fail may have taken long
         return min(until, now + LOOK_EVERY)

@@ -68,6 +68,11 @@ def unknown_commands(line: str) -> Iterator[str]:
                 yield f"tickring {words[0]}"
                 continue
             described = help_of(COMMANDS[name], words[0])
+            if "Commands:" in described and words[1:]:
+                if not re.search(rf"^  {re.escape(words[1])}\b", described, re.MULTILINE):
+                    yield f"tickring {words[0]} {words[1]}"
+                    continue
+                described = help_of(COMMANDS[name], words[0], words[1])
         known = re.findall(r"--[a-z][a-z-]*", described)
         options = [word.partition("=")[0] for word in words if word.startswith("--")]
         yield from (f"{name} {option}" for option in options if option not in known)
@@ -89,6 +94,8 @@ def test_every_command_in_a_document_exists() -> None:
         ("run `make coffee` now", "make coffee"),
         ("```bash\ntickring brew --hot\n```", "tickring brew"),
         ("```\ntickring predict \\\n  --input x.npy --hot\n```", "tickring --hot"),
+        ("`tickring admin brew --hot`", "tickring admin brew"),
+        ("`tickring admin drain --hot`", "tickring --hot"),
         ("    FOO=1 tickring-server --grpc-prt=1", "tickring-server --grpc-prt"),
         ("`python -m examples.sp500.demos`", "python -m examples.sp500.demos"),
     ],

@@ -1,5 +1,6 @@
-"""Starts the scripted server in a process of its own."""
+"""Starts scripted servers in processes of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from client import Client
 
+ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
 
 
@@ -38,25 +40,39 @@ class Standin:
 Start = Callable[..., Standin]
 
 
+def started(stack: ExitStack, *command: str) -> Standin:
+    """Listens when it is returned, and ends with the stack."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), *filter(None, sys.path)))}
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    stack.callback(process.communicate)
+    assert process.stdout is not None
+    return Standin(process, int(process.stdout.readline()))
+
+
 @pytest.fixture(scope="session")
 def start_standin() -> Iterator[Start]:
-    """Starts stand-ins, with command line arguments as in standin.py; each is listening when returned."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    """Starts stand-ins, with command line arguments as in standin.py."""
     with ExitStack() as stack:
+        yield lambda *arguments: started(stack, str(STANDIN), *arguments)
 
-        def start(*arguments: str) -> Standin:
-            process = subprocess.Popen(
-                [sys.executable, str(STANDIN), *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-            stack.callback(process.communicate)
-            assert process.stdout is not None
-            return Standin(process, int(process.stdout.readline()))
 
-        yield start
+@pytest.fixture(scope="session")
+def start_admin() -> Iterator[Start]:
+    """Starts admin ports with nothing behind them, with settings; see tests/server/admin_world.py."""
+    with ExitStack() as stack:
+        yield lambda **tables: started(stack, "-m", "tests.server.admin_world", json.dumps(tables))
+
+
+@pytest.fixture(scope="session")
+def admin_port(start_admin: Start) -> Standin:
+    """One that several tests share: each leaves the settings as they were."""
+    return start_admin()
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,10 @@ MAX_STREAMED = 48
 CONNECTIONS = 8
 PROBLEMS_KEPT = 50
 CANCELLED_HERE = "CANCELLED here"
+# What grpc.aio makes up in place of the status when an RPC ends while a message is being written.
+WRITE_BROKE = "INTERNAL Internal error from Core"
+# Codes that say something only with their details.
+_NOT_OURS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
 _TIMEOUTS_S = (0.0, 1e-6, 0.001, 0.02, 1.0, 1e6, 1e9)
 _CHANNEL_OPTIONS = (
     *OWN_CONNECTION,
@@ -195,7 +199,7 @@ class Sender:
 
 
 def _may_end(plan: Plan, end: str) -> bool:
-    if end == "OK" or end in plan.rpc.allowed:
+    if end == "OK" or end in plan.rpc.allowed or (end == WRITE_BROKE and plan.rpc.client_streams):
         return True
     return end == CANCELLED_HERE and plan.cancel_after_s is not None
 
@@ -228,7 +232,7 @@ async def _end(plan: Plan, call: Any) -> str:
     code: grpc.StatusCode = await call.code()
     if code is grpc.StatusCode.CANCELLED and plan.cancel_after_s is not None:
         return CANCELLED_HERE
-    if code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
+    if code not in _NOT_OURS:
         return code.name
     trailers = dict(await call.trailing_metadata() or ())
     if DETAILS_TRAILER in trailers:

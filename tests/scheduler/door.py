@@ -1,5 +1,6 @@
 """An entrance with the lanes behind it, on a clock that the test turns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +10,7 @@ from scheduler.engines import Engines
 from scheduler.entrance import Entrance
 from scheduler.forecast import Forecasts
 from scheduler.partition import Outcome, Partition, Submission
-from scheduler.priority import DEFAULT_LIMITS
+from scheduler.priority import DEFAULT_LIMITS, ClassLimits
 from tests.scheduler.world import MS, World
 
 QUANTUM_MS = 10  # the most that an account holds
@@ -76,6 +77,9 @@ class Door:
         self.fill(number, 2)
         self.enter("crowd", number, rows=20)
         assert (self.queued[number - 1], self.held[number - 1]) == (22, 0)
+
+    def change(self, limits: Sequence[ClassLimits], quantum_ms: float = QUANTUM_MS) -> None:
+        self.entrance.change(limits, round(quantum_ms * MS))
 
     def let_in(self, after_ms: float = 0) -> None:
         self.world.clock.advance(round(after_ms * MS))

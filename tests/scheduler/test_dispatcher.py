@@ -431,7 +431,7 @@ def test_a_leader_that_sleeps_takes_up_other_plans(make_world: Callable[..., Wor
     batches: list[Batch | None] = []
     leader = threading.Thread(target=lambda: batches.append(world.dispatcher.next_batch()), daemon=True)
     leader.start()
-    world.dispatcher.replan([BatchPlan((1, 2), (0,) * 5, None)])
+    world.dispatcher.replan([BatchPlan((1, 2), (0,) * 5, None)], early_refusal=True)
     leader.join(timeout=10)
     assert [len(batch.slots) for batch in batches if batch] == [1]
 

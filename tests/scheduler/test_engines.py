@@ -124,7 +124,7 @@ def test_the_one_that_is_free_first(service: Service) -> None:
         service.ports[engine].publish_free_at(NOW + free_in_ms * MS)
     assert service.choose() == 1
     service.now_ns += 5 * MS  # all of them are late: they end now, at best
-    service.engines.used(1)
+    service.engines.used(1, 0)
     assert service.choose() == 0
 
 
@@ -167,7 +167,7 @@ def test_engines_are_alike_as_far_as_can_be_predicted(service: Service, slower: 
     for _ in range(6):
         engine, done_ns = service.engines.first_done(0, URGENT, 1, NOW)
         assert done_ns == NOW + MS
-        service.engines.used(engine)
+        service.engines.used(engine, 0)
         chosen.append(engine)
     assert chosen == ([0, 1, 2, 0, 1, 2] if alike else [1] * 6)
 
@@ -186,7 +186,7 @@ def test_only_those_that_are_ready(service: Service) -> None:
     chosen = []
     for _ in range(4):
         chosen.append(service.choose())
-        service.engines.used(chosen[-1])
+        service.engines.used(chosen[-1], 0)
     assert chosen == [1, 2, 1, 2]
     service.engines.went(2)
     assert [service.choose() for _ in range(3)] == [1] * 3
@@ -328,7 +328,7 @@ def test_held_work_outlives_the_engine_it_was_meant_for(service: Service) -> Non
     service.entrance.let_in(NOW)
     assert service.queued(BULK)[2] == 2
     service.engines.went(2)
-    service.entrance.lose_all()
+    service.entrance.lose_stranded()
     service.partition.lose_engine(2)
     assert Counter(outcome for _, outcome in service.ended) == {Outcome.LOST: 28, Outcome.RESULT: 12}
     assert service.partition.free_slots == SLOTS

@@ -235,7 +235,8 @@ def test_lost_engine_ends_what_is_held_as_well(make_door: MakeDoor) -> None:
     for number in (3, 4, 5):
         door.fill(number, 3)
     assert sum(door.held) == 5
-    door.entrance.lose_all()
+    door.engines.went(0)
+    door.entrance.lose_stranded()
     door.partition.lose_engine(0)
     assert len(door.ended) == len({name for name, _ in door.ended}) == 9
     assert {outcome for _, outcome in door.ended} == {Outcome.LOST}
@@ -257,7 +258,7 @@ def test_a_class_with_the_smallest_slack_is_not_held_any_more(make_door: MakeDoo
     door = make_door(item_ms=10)
     door.crowd(3)
     door.fill(3, 6)
-    door.entrance.change(changed(3, 0))
+    door.change(changed(3, 0))
     assert (door.queued[2], door.held[2]) == (22, 6)
     door.let_in()
     assert (door.queued[2], door.held[2]) == (28, 0)
@@ -269,7 +270,7 @@ def test_a_class_with_the_smallest_slack_is_not_held_any_more(make_door: MakeDoo
 def test_a_class_that_can_stand_back_is_held_and_takes_room(make_door: MakeDoor) -> None:
     """Though it was the most urgent one; now that is another. It has an account of its own."""
     door = make_door(item_ms=10)
-    door.entrance.change(changed(1, 6))
+    door.change(changed(1, 6))
     for number in (2, 1, 3):
         door.fill(number, 6)
     assert (door.queued, door.held) == ([3, 6, 1, 0, 0], [3, 0, 5, 0, 0])
@@ -278,6 +279,6 @@ def test_a_class_that_can_stand_back_is_held_and_takes_room(make_door: MakeDoor)
 def test_keys_follow_other_slack(make_door: MakeDoor) -> None:
     """Of what enters from then on."""
     door = make_door(item_ms=0)
-    door.entrance.change(changed(3, 70))
+    door.change(changed(3, 70))
     door.fill(3, 1)
     assert door.world.port.look()[0][3] == door.world.clock.now_ns() + 70 * MS

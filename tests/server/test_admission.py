@@ -1,7 +1,7 @@
 """Who is let in: what fits, and what can be done by its deadline."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -43,7 +43,7 @@ class Door:
         *queue_limits: int,
         frontends: int = 1,
         early_refusal: bool = True,
-        model_limits: Sequence[int | None] = (),
+        model_limits: Mapping[int, int] | None = None,
     ) -> None:
         self.admission = Admission(
             front_end.partition,
@@ -162,7 +162,7 @@ def test_what_is_held_at_the_entrance_counts_as_well(front_end: FrontEnd) -> Non
 def test_model_may_have_a_limit_of_its_own(make_front_end: MakeFrontEnd) -> None:
     """In each class, shared by the front ends likewise; other models have the class's alone."""
     front_end = make_front_end(model_count=3)
-    door = Door(front_end, 12, frontends=2, model_limits=[5, None, 1000])
+    door = Door(front_end, 12, frontends=2, model_limits={0: 5, 2: 1000})
     reserve(front_end, 2, LOW, model=0)
     refused = door.refusal(2, LOW, model=0)
     assert refused.subject == "class:background_tasks"
@@ -196,7 +196,7 @@ def test_the_hint_is_how_long_the_items_in_the_way_take(
     front_end.engine.publish_forecast(0, 1, cost_ms * MS, [1], [0], [0], [0])
     for door, fits in (
         (Door(front_end, 4), 4),
-        (Door(front_end, model_limits=[5]), 5),
+        (Door(front_end, model_limits={0: 5}), 5),
         (Door(front_end), 16),
     ):
         assert math.isclose(door.refusal(fits + over).retry_after_s, hint_s)
@@ -205,7 +205,7 @@ def test_the_hint_is_how_long_the_items_in_the_way_take(
 def test_other_limits_count_from_the_next_request_on(make_front_end: MakeFrontEnd) -> None:
     """What has been let in stays; a model's own limit is not a class's."""
     front_end = make_front_end(model_count=2)
-    door = Door(front_end, 4, frontends=2, model_limits=[None, 6])
+    door = Door(front_end, 4, frontends=2, model_limits={1: 6})
     reserve(front_end, 2, LOW)
     assert "2 of 2 are taken" in str(door.refusal(1, LOW))
     door.admission.change(limits_of(4, 4, 4, 4, 20))
@@ -336,7 +336,7 @@ def test_whose_turn_it_is_refuses_nobody(make_front_end: MakeFrontEnd) -> None:
     for port, batch_us in zip(front_end.ports, (1050, 1000), strict=True):
         port.publish_forecast(0, 1, MS, [1], [0], [0], [batch_us * 1000])
     admission = Door(front_end).admission
-    front_end.engines.used(1)
+    front_end.engines.used(1, 0)
     assert admission.check(0, HIGH.index, 1, NOW + MS, NOW) == 0
 
 

@@ -274,9 +274,11 @@ class Asked:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Kind, str]] = []
+        self.authors: list[str] = []
 
-    async def change(self, kind: Kind, name: str) -> None:
+    async def change(self, kind: Kind, name: str, author: str) -> None:
         self.calls.append((kind, name))
+        self.authors.append(author)
         if name == "broken":
             raise CannotLoad("broken: its manifest has no inputs")
         if name == "none":
@@ -300,7 +302,17 @@ async def test_models_are_loaded_and_unloaded(front_end: FrontEnd) -> None:
         assert answer == kserve.RepositoryModelUnloadResponse()
         extensions = (await it.call("ServerMetadata")).extensions
     assert asked.calls == [("load", "pair"), ("unload", "pair")]
+    assert all(author.startswith("ipv4:127.0.0.1:") for author in asked.authors)
     assert extensions == [*EXTENSIONS, "model_repository", "model_repository(unload_dependents)"]
+
+
+async def test_who_asks_is_passed_on(front_end: FrontEnd) -> None:
+    """As the port knows its callers."""
+    asked = Asked()
+    changes = RepositoryChanges(asked.change, Settings(), lambda _: "operator")
+    async with serving(front_end, changes) as it:
+        await it.call("RepositoryModelLoad", model_name="pair")
+    assert asked.authors == ["operator"]
 
 
 @pytest.mark.parametrize("method", ["RepositoryModelLoad", "RepositoryModelUnload"])

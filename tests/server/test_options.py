@@ -82,6 +82,36 @@ def test_the_command_line_wins_and_the_result_is_printed(tmp_path: Path) -> None
     assert (server["grpc_port"], server["http_port"], server["admin_port"]) == (21, 12, 3)
 
 
+def test_printed_file_loads_back(tmp_path: Path) -> None:
+    """With its profile, although that of the calendar may be another one by then."""
+    for options_of_first in (["--profile", "off_hours"], ["--profile", "auto"], []):
+        printed = run("--print-config", *options_of_first).stdout
+        file = tmp_path / "c.toml"
+        file.write_text(printed)
+        again = run("--print-config", "--config", str(file))
+        assert (again.returncode, again.stderr) == (0, "")
+        assert tomllib.loads(again.stdout) == tomllib.loads(printed)
+
+
+def test_automatic_profile_starts_with_what_the_calendar_says() -> None:
+    """Of an exchange that is always open; a warning about another one's days is not part of the file."""
+    done = run("--print-config", TICKRING_PROFILE="auto", TICKRING_CALENDAR__EXCHANGE="24/7")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == 'profile = "auto"  # market_hours now'
+    assert tomllib.loads(done.stdout)["scheduler"]["max_batch_size"] == 64
+    done = run("--print-config", "--profile", "auto", TICKRING_CALENDAR__EXCHANGE="XBOM")
+    assert tomllib.loads(done.stdout)["profile"] == "auto"
+
+
+def test_calendar_is_checked_where_it_is_followed() -> None:
+    """Elsewhere nobody looks at it, and its library may be missing."""
+    done = run("--check-config", "--profile", "auto", TICKRING_CALENDAR__EXCHANGE="XNYSE")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("calendar.exchange = XNYSE: is no exchange, did you mean XNYS")
+    done = run("--check-config", TICKRING_CALENDAR__EXCHANGE="XNYSE")
+    assert (done.returncode, done.stdout) == (0, "configuration is valid\n")
+
+
 def test_bad_settings_exit_with_2_and_a_line_each() -> None:
     """On stderr, and nothing on stdout."""
     done = run("--check-config", "--grpc-port", "99999", "--device", "tpu", TICKRING_SERVER__HOTS="x")

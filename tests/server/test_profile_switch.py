@@ -63,7 +63,10 @@ class OneDay:
 class Applied:
     """What was applied when; raises the first times, if told to, after having taken its time."""
 
-    def __init__(self, clock: TurnedClock, failures: int = 0, takes: timedelta = timedelta()) -> None:
+    def __init__(
+        self, clock: TurnedClock, failures: int = 0, takes: timedelta = timedelta(), current: str = OFF
+    ) -> None:
+        self.current = current
         self._clock = clock
         self._failures = failures
         self._takes = takes
@@ -75,12 +78,13 @@ class Applied:
         if self._failures:
             self._failures -= 1
             raise RuntimeError("an engine could not be prepared")
+        self.current = profile
 
 
-async def follow(calendar: Calendar, clock: TurnedClock, applied: Applied, current: str = OFF) -> None:
+async def follow(calendar: Calendar, clock: TurnedClock, applied: Applied) -> None:
     """Until the clock's end."""
     with pytest.raises(Over):
-        await ProfileSwitch(calendar, applied, clock, current=current).run()
+        await ProfileSwitch(calendar, applied, clock, lambda: applied.current).run()
     assert max(clock.sleeps) <= LOOK_EVERY
 
 
@@ -149,13 +153,28 @@ async def test_switches_at_each_open_and_close(
 async def test_profile_in_effect_is_not_applied_again() -> None:
     """Only when the calendar has another one, which may be at once."""
     clock = TurnedClock(OPEN, OPEN + timedelta(minutes=30))
-    applied = Applied(clock)
-    await follow(OneDay(), clock, applied, current=MARKET)
+    applied = Applied(clock, current=MARKET)
+    await follow(OneDay(), clock, applied)
     assert applied.asked == []
     clock = TurnedClock(OPEN, OPEN + timedelta(minutes=30))
-    applied = Applied(clock)
-    await follow(OneDay(), clock, applied, current="stress_test")
+    applied = Applied(clock, current="stress_test")
+    await follow(OneDay(), clock, applied)
     assert applied.asked == [(OPEN, MARKET)]
+
+
+async def test_profile_that_somebody_else_changed_is_put_right() -> None:
+    """At the next look, although the calendar has no other one than before."""
+    clock = TurnedClock(OPEN, OPEN + timedelta(minutes=30))
+    applied = Applied(clock)
+
+    class Meddling(OneDay):
+        def profile_at(self, instant: datetime) -> tuple[str, datetime]:
+            if instant == OPEN + 5 * LOOK_EVERY:
+                applied.current = OFF
+            return super().profile_at(instant)
+
+    await follow(Meddling(), clock, applied)
+    assert applied.asked == [(OPEN, MARKET), (OPEN + 5 * LOOK_EVERY, MARKET)]
 
 
 @pytest.mark.parametrize("takes", [timedelta(), timedelta(minutes=5)])
@@ -217,7 +236,7 @@ async def test_switch_ends_when_it_is_cancelled() -> None:
         await forever.wait()
 
     clock = TurnedClock(OPEN, OPEN + timedelta(minutes=30))
-    task = asyncio.create_task(ProfileSwitch(OneDay(), apply, clock, current=OFF).run())
+    task = asyncio.create_task(ProfileSwitch(OneDay(), apply, clock, lambda: OFF).run())
     await begun.wait()
     with capture_logs() as lines:
         task.cancel()

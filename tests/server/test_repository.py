@@ -219,7 +219,7 @@ SIZES = "must be a list of positive sizes, without the batch"
 HEX = "must be 64 lower-case hexadecimal digits"
 TOP_KEYS = (
     "name, description, format, precision, finite_inputs, finite_outputs, inputs, outputs, "
-    "versions, scheduler"
+    "versions, aliases, scheduler"
 )
 
 # What is replaced in the good manifest, by what, and the line about it.

@@ -110,8 +110,8 @@ def test_sessions_without_a_gap_are_one(exchange: str, at: str, until: str | Non
 def test_every_exchange_has_hours(exchange: str) -> None:
     """That the library can tell; with another version of pandas it cannot for some."""
     known = exchange_calendars.get_calendar(exchange)
-    open_ = known.next_open("2026-11-24 00:01").to_pydatetime()
-    close = known.next_close("2026-11-24 00:01").to_pydatetime()
+    opens = known.next_open("2026-11-24 00:01")
+    open_, close = opens.to_pydatetime(), known.next_close(opens).to_pydatetime()
     calendar = TradingCalendar(exchange, 60.0)
     profile, until = calendar.profile_at(open_)
     assert (profile, calendar.profile_at(close - MINUTE)[0]) == (MARKET, MARKET)
@@ -123,7 +123,8 @@ def test_calendar_goes_on_for_years() -> None:
     """Whoever walks from switch to switch meets each session once, wherever it is looked up again."""
     calendar = TradingCalendar("XNYS", 60.0)
     now, end = datetime(2026, 11, 24, tzinfo=UTC), datetime(2032, 11, 24, tzinfo=UTC)
-    starts, ends = [], []
+    starts: list[datetime] = []
+    ends: list[datetime] = []
     while now < end:
         profile, until = calendar.profile_at(now)
         assert until > now

@@ -140,7 +140,7 @@ def test_batches_that_do_not_fit_every_stream_are_not_formed(gpu: Gpu, engine: C
     assert [row.bucket for row in its.latency.table(0)] == [1, 2, 4]
 
     partition = Partition(its.arena, 0, its.fds[1], its.fds[:1])
-    signature = its.manifests[0].signature(1)
+    signature = its.lineup.manifests[0].signature(1)
     ended: list[Any] = []
 
     def on_end(submission: Submission) -> None:
