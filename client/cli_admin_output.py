@@ -2,21 +2,24 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.table import Column, Table
+from rich.table import Table
 
 from client.admin_info import EngineModelStatus, ServerStatus, SettingInfo
-from client.cli_output import console
+from client.cli_output import console, one_line
 
+# What is longer stands out of its column.
+VALUE_WIDTH = 24
 _S_PER_UNIT = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def print_settings(settings: Iterable[SettingInfo]) -> None:
-    """A table, with a line for each where the window is wide enough."""
-    columns = (Column(name, overflow="fold") for name in ("path", "value", "origin"))  # cut, it is no use
-    table = Table(*columns, box=None, pad_edge=False)
-    for setting in settings:
-        table.add_row(setting.path, setting.value, setting.origin)
-    console().print(table)
+    """One line for each, however wide the window is: a path that is cut or folded is of no use to grep."""
+    rows = [("path", "value", "origin")]
+    rows += [(setting.path, one_line(setting.value), setting.origin) for setting in settings]
+    path_width = max(len(path) for path, _, _ in rows)
+    value_width = min(VALUE_WIDTH, max(len(value) for _, value, _ in rows))
+    for path, value, origin in rows:
+        print(f"{path:<{path_width}}  {value:<{value_width}}  {origin}")
 
 
 def print_status(status: ServerStatus) -> None:

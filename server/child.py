@@ -25,6 +25,8 @@ def main() -> None:
     control.die_with_parent(boot.parent_pid)
     # Here, not above: a front end must never load torch, an engine never needs gRPC.
     if role == "frontend":
+        # gRPC's core writes to stderr what a peer has sent, line ends and all: lines that look like ours.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from server import frontend
 
         frontend.run(boot, sock)

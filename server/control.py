@@ -3,10 +3,12 @@
 Messages are JSON objects over SOCK_SEQPACKET, which keeps their boundaries and reports the other end's
 death as an empty read. Nothing here is on the path of a request.
 
-    supervisor → child       boot, attach, classes
-    supervisor → front end   engine_ready, engine_lost, drain
+    supervisor → child       boot, attach, change
+    supervisor → front end   engine_ready, engine_lost, answer, drain
     supervisor → engine      discard, stop
-    child → supervisor       warm, ready, failed, engine_lost_ack, discarded, device, drained
+    child → supervisor       warm, ready, changed, failed, drained
+    front end → supervisor   engine_lost_ack, let_go, ask
+    engine → supervisor      discarded, device
 
 What is about one engine or front end names it by its index.
 """

@@ -430,10 +430,10 @@ class _ManifestReader:
     def _aliases(self, data: Mapping[str, Any]) -> dict[str, int]:
         table = self._typed(data, "aliases", dict, {})
         listed = data.get("versions")
+        self._check_keys("aliases.", table, ALIASES)
         for alias, number in table.items():
-            if alias not in ALIASES:
-                self._wrong(f"aliases.{alias}", number, f"is no alias, allowed are {', '.join(ALIASES)}")
-            elif type(number) is not int or not isinstance(listed, dict) or str(number) not in listed:
+            known = type(number) is int and isinstance(listed, dict) and str(number) in listed
+            if alias in ALIASES and not known:
                 self._wrong(f"aliases.{alias}", number, "must be the number of a version under [versions]")
         return dict(table)
 

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from client import cli, cli_admin_output
-from client.admin_info import BucketLatency, EngineModelStatus, EngineStatus, FrontendStatus, ServerStatus
+from client.admin_info import (
+    BucketLatency,
+    EngineModelStatus,
+    EngineStatus,
+    FrontendStatus,
+    ServerStatus,
+    SettingInfo,
+)
 
 if TYPE_CHECKING:
     from tests.client.conftest import Standin, Start
@@ -75,6 +82,20 @@ def test_setting_is_shown_with_value_and_origin(capsys: pytest.CaptureFixture[st
         "origin": "profile market_hours",
         "effect": "ENGINES",
     }
+
+
+def test_settings_stay_on_their_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is cut or folded, whatever the window; only what is very long stands out of its column."""
+    path, long = "scheduler.classes.market_data_update.default_timeout_ms", "x" * 200
+    cli_admin_output.print_settings(
+        [SettingInfo(path, "200.0", "default", "LIVE"), SettingInfo("a", f"{long} \n y", "file", "LIVE")]
+    )
+    heading, first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == [path, "200.0", "default"]
+    assert second.split() == ["a", long, "y", "file"]
+    assert [line.index(word) for line, word in ((heading, "value"), (first, "200.0"), (second, "x"))] == [
+        len(path) + 2
+    ] * 3
 
 
 def test_settings_are_set_and_taken_back(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,7 @@ class Service:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="backslashreplace",  # gRPC logs what peers send as it came
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

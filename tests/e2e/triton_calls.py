@@ -116,8 +116,15 @@ def steps(client: Any) -> list[tuple[str, Call, Callable[[Any], str]]]:
             client.get_model_repository_index,
             expect(lambda m: [model.state for model in m.models] == ["READY"]),
         ),
-        ("load_model", lambda: client.load_model(MODEL), unserved),
-        ("unload_model", lambda: client.unload_model(MODEL), unserved),
+        ("load_model", lambda: client.load_model(MODEL), expect(lambda answer: answer is None)),
+        ("load_model, unknown", lambda: client.load_model("none"), refused("NOT_FOUND")),
+        (
+            "load_model, otherwise than it is",
+            lambda: client.load_model(MODEL, config="{}"),
+            refused("INVALID_ARGUMENT"),
+        ),
+        # Of another one: this server has only one, which the next calls need.
+        ("unload_model", lambda: client.unload_model("none"), refused("NOT_FOUND")),
         ("infer", lambda: client.infer(MODEL, [window()], request_id="a"), lambda r: check_result(r, 2, "a")),
         (
             "infer, priority, timeout, version",

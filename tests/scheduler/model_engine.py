@@ -107,7 +107,7 @@ class Engine:
         """`cost_factor`: how many times slower the device is than the fastest."""
         self._world = world
         self._own_cost_factor = cost_factor
-        self._early_refusal = early_refusal
+        self._early_refusal = self._next_early_refusal = early_refusal
         self._plans = self._next_plans = _plans(limits)
         self._steps_down = self._next_steps_down = 0
         self._latency = LearnedLatency()
@@ -137,11 +137,12 @@ class Engine:
                 self._latency.seed(model, instance.warm_up(model, plan.buckets, 1))
         self.dispatcher.warm()
 
-    def change(self, limits: Sequence[ClassLimits], steps_down: int) -> None:
+    def change(self, limits: Sequence[ClassLimits], steps_down: int, *, early_refusal: bool) -> None:
         """Other settings and pressure of this strength, from the next decision on."""
         self._next_plans = _plans(limits)
         self._next_steps_down = steps_down
-        self.dispatcher.replan(self._next_plans)
+        self._next_early_refusal = early_refusal
+        self.dispatcher.replan(self._next_plans, early_refusal=early_refusal)
         self.dispatcher.shrink_targets(steps_down)
 
     def ask(self, at: int) -> int | None:
@@ -149,6 +150,7 @@ class Engine:
         assert self.running[at] is None
         self._at = at
         self._plans, self._steps_down = self._next_plans, self._next_steps_down
+        self._early_refusal = self._next_early_refusal
         batch: Batch | None
         if KINDS[at] == "spare":
             step = self.dispatcher.poll(spare=True)

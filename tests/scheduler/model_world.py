@@ -29,7 +29,7 @@ TICK = 250_000
 ENGINE = 0
 SLOTS = 14  # rings of 16 wrap around within a few requests
 QUANTUM_NS = 3 * TICK  # what divides urgent classes from bulk
-MODEL_LIMITS = (None, 18)
+MODEL_LIMITS = {1: 18}
 
 SIGNATURE = ModelSignature(
     name="echo",
@@ -163,10 +163,11 @@ class Frontend:
         self._engines.came(ENGINE)
         self.admission.engine_lost = False
 
-    def change(self, limits: Sequence[ClassLimits]) -> None:
+    def change(self, limits: Sequence[ClassLimits], quantum_ns: int, *, early_refusal: bool) -> None:
         self._limits = limits
-        self._entrance.change(limits)
-        self.admission.change(limits)
+        self._early_refusal = early_refusal
+        self._entrance.change(limits, quantum_ns)
+        self.admission.change(limits, early_refusal, MODEL_LIMITS)
 
     def submit(self, wish: Wish) -> Request | None:
         """As a front end does it; None when refused, and then for a reason that the model knows."""
@@ -223,7 +224,7 @@ class Frontend:
         """On the supervisor's word. What the engine still completed keeps its outcome."""
         self.admission.engine_lost = self._losing = True
         self._engines.went(ENGINE)
-        self._entrance.lose_all()
+        self._entrance.lose_stranded()
         lost = sum(row.outcome is None for request in self.open for row in request.rows)
         self._book_completed()
         self._world.books.ended[self._index][Outcome.LOST] += lost
@@ -303,7 +304,7 @@ class Frontend:
             return Unavailable
         rows = len(wish.faults)
         share = math.ceil(self._limits[wish.cls].queue_limit / FRONTENDS)
-        limit = MODEL_LIMITS[wish.model]
+        limit = MODEL_LIMITS.get(wish.model)
         share_of_model = math.inf if limit is None else math.ceil(limit / FRONTENDS)
         if (
             self._outstanding(wish.cls) + rows > share

@@ -436,6 +436,16 @@ def test_a_leader_that_sleeps_takes_up_other_plans(make_world: Callable[..., Wor
     assert [len(batch.slots) for batch in batches if batch] == [1]
 
 
+def test_whether_hopeless_items_are_dropped_can_change(world: World) -> None:
+    """What cannot be done by its deadline is dropped before it is late, or only once it is."""
+    world.latency.seed(0, dict.fromkeys(EAGER.buckets, 5 * MS))
+    for early_refusal, outcome in ((False, Outcome.RESULT), (True, Outcome.EXPIRED), (False, Outcome.RESULT)):
+        world.dispatcher.replan([EAGER], early_refusal=early_refusal)
+        world.submit(str(len(world.answers)), timeout_ns=4 * MS)
+        world.run_all()
+        assert [answer.outcome for answer in world.answers.values()][-1] is outcome
+
+
 def test_no_batch_is_larger_than_a_limit(world: World) -> None:
     """From the next decision on, until the limit goes."""
 

@@ -145,16 +145,28 @@ class ServiceMachine(RuleBasedStateMachine):
         self.clock.advance(ticks * TICK)
 
     @rule(
-        slack_ticks=slacks, told=st.sets(st.integers(0, FRONTENDS), min_size=1), steps_down=st.integers(0, 3)
+        slack_ticks=slacks,
+        told=st.sets(st.integers(0, FRONTENDS), min_size=1),
+        steps_down=st.integers(0, 3),
+        quantum_ticks=st.sampled_from([1, 3, 3, 3, 12]),
+        early_refusal=st.booleans(),
     )
-    def change_settings(self, slack_ticks: tuple[int, ...], told: set[int], steps_down: int) -> None:
+    def change_settings(
+        self,
+        slack_ticks: tuple[int, ...],
+        told: set[int],
+        steps_down: int,
+        quantum_ticks: int,
+        early_refusal: bool,
+    ) -> None:
         """Each process hears of it when it does; the last number is the engine, and that of pressure too."""
         self.limits = limits_of(slack_ticks)
+        self.early_refusal = early_refusal
         for index, frontend in enumerate(self.frontends):
             if frontend is not None and index in told:
-                frontend.change(self.limits)
+                frontend.change(self.limits, quantum_ticks * TICK, early_refusal=early_refusal)
         if self.engine is not None and FRONTENDS in told:
-            self.engine.change(self.limits, steps_down)
+            self.engine.change(self.limits, steps_down, early_refusal=early_refusal)
 
     # The engine.
 

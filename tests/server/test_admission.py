@@ -203,18 +203,32 @@ def test_the_hint_is_how_long_the_items_in_the_way_take(
 
 
 def test_other_limits_count_from_the_next_request_on(make_front_end: MakeFrontEnd) -> None:
-    """What has been let in stays; a model's own limit is not a class's."""
+    """What has been let in stays; a model's own limit is not a class's, and may come and go as well."""
     front_end = make_front_end(model_count=2)
     door = Door(front_end, 4, frontends=2, model_limits={1: 6})
     reserve(front_end, 2, LOW)
     assert "2 of 2 are taken" in str(door.refusal(1, LOW))
-    door.admission.change(limits_of(4, 4, 4, 4, 20))
+    door.admission.change(limits_of(4, 4, 4, 4, 20), True, {1: 6})
     door.check(8, LOW)
     assert "2 of 10 are taken" in str(door.refusal(9, LOW))
     assert "0 of 2 are taken" in str(door.refusal(3, HIGH))
     assert "of this model: 0 of 3 are taken" in str(door.refusal(4, LOW, model=1))
-    door.admission.change(limits_of(1))
+    door.admission.change(limits_of(4, 4, 4, 4, 20), True, {0: 8})
+    door.check(8, LOW, model=1)
+    assert "of this model: 2 of 4 are taken" in str(door.refusal(3, LOW))
+    door.admission.change(limits_of(1), True, {})
     assert "2 of 1 are taken" in str(door.refusal(1, LOW))
+
+
+def test_whether_the_future_counts_can_change(front_end: FrontEnd) -> None:
+    """From the next request on."""
+    forecast(front_end)
+    door = Door(front_end)
+    door.admission.change(limits_of(1000), False, {})
+    door.check(in_ms=1)
+    door.admission.change(limits_of(1000), True, {})
+    with pytest.raises(DeadlineMissed):
+        door.check(in_ms=1)
 
 
 # -- can they be done by their deadline ---------------------------------------------------------

@@ -1,5 +1,8 @@
 """What a change of each setting takes."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from server.configuration import load_configuration
@@ -43,6 +46,21 @@ def test_every_setting_has_an_effect_and_nothing_else_has() -> None:
 def test_effect_of_a_setting(path: str, effect: Effect) -> None:
     """A few of each."""
     assert effect_of(path) is effect
+
+
+def test_page_about_settings_says_the_same() -> None:
+    """Its table has every setting in the right column; the classes are one entry there."""
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", page, re.MULTILINE)
+    written = {
+        f"{table}.{name}": effect
+        for table, *cells in rows
+        for effect, cell in zip(Effect, cells, strict=True)
+        for name in re.findall(r"`(\w+)`", cell)
+    }
+    assert written.pop("scheduler.classes") is Effect.LIVE
+    leaves = [path for path in Settings().leaves() if not path.startswith("scheduler.classes.")]
+    assert written == {path: effect_of(path) for path in leaves}
 
 
 def test_changed_names_what_has_another_value() -> None:

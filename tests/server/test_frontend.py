@@ -133,8 +133,10 @@ import asyncio
 import numpy as np
 from scheduler.partition import Outcome
 from scheduler.priority import PriorityClass
+from server.boot import Boot
 from server.frontend import Frontend
 from server.configuration import load_settings
+from server.lineup import Lineup
 from tests.server.world import FrontEnd, request
 
 async def rounds(frontend):
@@ -153,7 +155,9 @@ async def main():
     slots = np.empty(2, np.uint32)
     assert world.engine.take(0, 0, 0, slots) == 2
     world.engine.complete(slots, np.ones(2, np.uint8), 0, 0, 0, 1, 2)
-    frontend = Frontend(None, load_settings({}, environ={}), None)
+    settings = load_settings({}, environ={})
+    boot = Boot("frontend", 0, 0, -1, (), (), 0, settings.model_dump_json(), Lineup((), (), None).to_json(), 0)
+    frontend = Frontend(boot, settings, None)
     frontend._partition, frontend._entrance = world.partition, world.entrance
     %s
     print("goes on with", world.partition.depths(0), world.entrance.held_rows, len(world.answers))
