@@ -30,7 +30,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class CurrentSettings:
-    """All settings. `version` is 1 at the start and grows with each change; `profile` is the one in effect."""
+    """All settings. `version` is 1 at the start and grows by 1 with each change; `profile` is that in use."""
 
     version: int
     profile: str

@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -225,6 +226,7 @@ class Changes:
         self, wanted: Configuration, author: str, *, validate_only: bool = False
     ) -> SettingsChange:
         before = self._configuration
+        wanted = await self._by_calendar(wanted)
         effects = changed(before.settings, wanted.settings)
         was, is_now = before.values(), wanted.values()
         paths = [path for path, value in is_now.items() if value != was[path]]
@@ -249,6 +251,23 @@ class Changes:
                 changes={path: [_texts(before)[path], _texts(wanted)[path]] for path in paths},
             )
         return SettingsChange(self._version, tuple(paths))
+
+    async def _by_calendar(self, wanted: Configuration) -> Configuration:
+        """With the profile of this moment, where it is to follow a calendar that it did not follow before.
+
+        Raises:
+            SettingsError: there is no such calendar.
+        """
+        before = self._configuration
+        table = wanted.settings.calendar
+        if wanted.chosen_profile != AUTO:
+            return wanted
+        if before.chosen_profile == AUTO and before.settings.calendar == table:
+            return wanted
+        profile = await asyncio.to_thread(
+            lambda: TradingCalendar(table.exchange, table.lead_s).profile_at(datetime.now(UTC))[0]
+        )
+        return wanted.with_profile(profile)
 
     # -- by themselves --------------------------------------------------------------------------
 
@@ -288,8 +307,10 @@ class Changes:
 
         async def apply(profile: str) -> None:
             async def switch() -> None:
+                before = self._configuration.profile
                 await self._adopt(self._configuration.with_profile(profile), BY_CALENDAR)
-                log.info("profile switched", profile=profile, exchange=table.exchange)
+                if self._configuration.profile != before:
+                    log.info("profile switched", profile=profile, exchange=table.exchange)
 
             await self._whole(switch())
 

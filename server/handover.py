@@ -4,8 +4,8 @@
     commit    every front end changes over between two requests; nothing new goes to the old engines
     see off   an old engine answers what it has; once nothing can come any more, and nothing is left, it ends
 
-A process of its own for what is new keeps what it does to itself: a model that is slow to load, that raises, or
-that takes its process down disturbs nobody, and the memory of what is no longer served goes back whole
+A process of its own for what is new keeps what it does to itself: a model that is slow to load, that raises,
+or that takes its process down disturbs nobody, and the memory of what is no longer served goes back whole
 (docs/decisions/0013). Each device has two chairs for that, of which at most one serves.
 """
 
@@ -188,7 +188,8 @@ class Handover:
     async def _see_off(self, engine: Child) -> None:
         process = engine.process  # once it has ended, another one may have its chair
         await self._until(lambda: not engine.holders or engine.process is not process)
-        while engine.process is process and self._native.engine_progress(engine.index)[0]:
+        # Counters in shared memory have no event to wait for.
+        while engine.process is process and self._native.engine_progress(engine.index)[0]:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_EVERY_S)
         if engine.process is process:
             engine.tell({"type": "stop"})

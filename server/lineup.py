@@ -1,8 +1,8 @@
 """Which versions of which models are served, and where: pure, decided by the supervisor alone.
 
 A loaded version has a *place*: an index of the arena, with lanes and books of its own, for as long as any
-engine serves it. A change keeps the place of what stays, so that what is queued there, counted and predicted goes
-on. What is new gets a place that nobody uses any more.
+engine serves it. A change keeps the place of what stays, so that what is queued there, counted and predicted
+goes on. What is new gets a place that nobody uses any more.
 """
 
 import json

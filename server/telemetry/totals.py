@@ -1,6 +1,7 @@
-"""What a service has counted since it started, and what it is like at this moment: what every view is made of.
+"""What a service has counted since it started, and what it is like now: all that a view is made of.
 
-Counts never go back, whoever died meanwhile. What happened in a span of time is the difference of two readings.
+Counts never go back, whoever died meanwhile. What happened in a span of time is the difference of two
+readings.
 """
 
 from bisect import bisect_left

@@ -110,6 +110,8 @@ def test_settings_are_set_and_taken_back(capsys: pytest.CaptureFixture[str]) -> 
     assert (values[LEVEL], values[model]) == ("debug", "a=b c")
     done = printed(capsys, "set", f"{model}=", "--unset", LEVEL)
     assert done == f"version {version + 2}, changed: {model}, {LEVEL}\n"
+    (level,) = answered(capsys, "settings", LEVEL)["settings"]
+    assert (level["value"], level["origin"]) == ("info", "environment")
     assert printed(capsys, "set", "--unset", LEVEL) == f"version {version + 2}, changed: nothing\n"
 
 

@@ -68,30 +68,35 @@ class Service:
         assert done_ns == 0 or done_ns >= self.now_ns
         return engine
 
-    def enter(self, name: str, cls: int = URGENT, rows: int = 1, *, engine: int | None = None) -> None:
+    def enter(
+        self, name: str, cls: int = URGENT, rows: int = 1, *, engine: int | None = None, model: int = 0
+    ) -> None:
         """To the engine that is chosen for it, or to this one."""
 
         def ended(submission: Submission) -> None:
             self.ended.append((name, submission.outcome))
             self.partition.release(submission)
 
-        submission = self.submissions[name] = self.partition.reserve(rows, 0, cls, ended)
+        submission = self.submissions[name] = self.partition.reserve(rows, model, cls, ended)
         self.entrance.enter(
             submission,
-            engine=self.choose(cls, rows) if engine is None else engine,
+            engine=self.choose(cls, rows, model=model) if engine is None else engine,
             now_ns=self.now_ns,
             arrived_ns=self.now_ns,
             deadline_ns=_ring.NO_DEADLINE,
             exclusive=False,
         )
 
-    def serve(self, engine: int, count: int = SLOTS) -> int:
+    def serve(self, engine: int, count: int = SLOTS, *, model: int = 0) -> int:
         """Takes and answers what is in the lanes of an engine."""
         slots = np.empty(count, np.uint32)
-        taken = self.ports[engine].take(0, self.now_ns, 0, slots)
+        taken = self.ports[engine].take(model, self.now_ns, 0, slots)
         outcomes = np.full(taken, Outcome.RESULT, np.uint8)
         self.ports[engine].complete(slots[:taken], outcomes, self.now_ns, self.now_ns, self.now_ns, 1, 1)
         return taken
+
+    def ready_for(self, model: int) -> list[int]:
+        return sorted(self.engines.ready_for(model))
 
     def queued(self, cls: int) -> list[int]:
         return [self.partition.depths(engine)[cls] for engine in range(COUNT)]
@@ -357,3 +362,130 @@ def test_who_came_twice_is_a_bug(ready: int) -> None:
     with pytest.raises(AssertionError):
         service.engines.came(ready - 1)
     service.close()
+
+
+# -- when others take over ----------------------------------------------------------------------
+
+
+def test_who_retires_gets_nothing_that_others_serve(service: Service) -> None:
+    """And still what it alone does."""
+    service.alike()
+    assert service.engines.change({2: [0]}, [2]) == [0, 1]
+    assert (service.ready_for(0), service.ready_for(1)) == ([2], [0, 1])
+    assert [service.choose() for _ in range(4)] == [2] * 4
+    service.enter("old", model=1)
+    service.enter("new", model=0)
+    assert service.queued(URGENT) == [1, 0, 1]
+
+
+def test_who_retires_serves_on_until_a_successor_is_ready(service: Service) -> None:
+    """There is somebody at every moment; but nobody who will stay, and that is told as well."""
+    service.engines.went(2)
+    assert service.engines.change({2: [0, 1]}, []) == [0, 1]
+    assert (service.ready_for(0), service.engines.any_ready) == ([0, 1], False)
+    service.engines.came(2)
+    assert (service.ready_for(0), service.ready_for(1), service.engines.any_ready) == ([2], [2], True)
+    service.engines.went(2)  # it died: once more those serve that are still there
+    assert (service.ready_for(0), service.engines.any_ready) == ([0, 1], False)
+
+
+def test_who_went_retires_no_more(service: Service) -> None:
+    """It has nothing left, or it died."""
+    service.engines.change({2: [0]}, [2])
+    service.engines.went(0)
+    assert (service.ready_for(0), service.ready_for(1)) == ([2], [1])
+    service.engines.went(1)
+    assert (service.ready_for(1), service.engines.any_ready) == ([], True)
+    assert service.engines.change({2: [0, 1]}, [2]) == []
+    assert service.ready_for(1) == [2]
+
+
+def test_one_that_is_restarting_when_others_take_over_is_gone(service: Service) -> None:
+    """It has nothing that it could still answer; in its chair may be a successor already."""
+    service.engines.went(0)
+    assert service.engines.change({0: [0, 1], 2: [0]}, [0]) == [1]
+    assert (service.ready_for(0), service.ready_for(1)) == ([0], [0])
+    service.engines.came(2)
+    assert (service.ready_for(0), service.ready_for(1)) == ([0, 2], [0])
+
+
+def test_those_that_stay_need_not_be_ready(service: Service) -> None:
+    """As told by who knows: in the order of arrival of two messages one of them may have died."""
+    assert service.engines.change({0: [0, 1], 1: [0, 1], 2: [0, 1]}, [1]) == []
+    assert service.ready_for(0) == [1]
+
+
+def test_two_changes_in_a_row(service: Service) -> None:
+    """Who has retired since the first retires still, beside those of the second."""
+    service.engines.went(1)
+    service.engines.went(2)
+    assert service.engines.change({1: [0]}, [1]) == [0]
+    assert service.engines.change({2: [1]}, [2]) == [0, 1]
+    # Model 0 by both of those that retire, model 1 by the new one and by no other.
+    assert (service.ready_for(0), service.ready_for(1)) == ([0, 1], [2])
+    service.engines.went(0)
+    service.engines.went(1)
+    assert (service.ready_for(0), service.ready_for(1)) == ([], [2])
+
+
+def test_costs_and_predictions_are_of_those_that_serve(service: Service) -> None:
+    """What retires has less and less to do, and that is nobody's concern any more."""
+    for engine, item_ms in enumerate((1, 1, 4)):
+        service.foretell(engine, item_ms, item_ms)
+    service.engines.change({2: [0]}, [2])
+    assert service.engines.item_ns(0, NOW) == 4 * MS
+    assert service.engines.first_done(0, URGENT, 1, NOW) == (2, NOW + 4 * MS)
+
+
+def test_what_is_held_of_a_model_that_goes_enters_where_it_is_served(service: Service) -> None:
+    """As what retires has room; of a model that stays it goes to the new engine at once."""
+    service.engines.went(1)
+    service.engines.went(2)
+    for engine in range(COUNT):
+        for model in range(2):
+            service.foretell(engine, 10, 10, model=model)
+    for number in range(5):
+        service.enter(f"staying {number}", BULK)
+        service.enter(f"going {number}", BULK, model=1)
+    assert (service.queued(BULK), service.entrance.held_rows[BULK]) == ([3, 0, 0], 7)
+    assert service.engines.change({2: [0]}, [2]) == [0]
+    assert service.entrance.holds_for(0)
+    assert service.entrance.holds_for(2)
+    assert not service.entrance.holds_for(1)
+    ended: Counter[str] = Counter()
+    for _ in range(10):
+        service.now_ns += 1000 * MS
+        service.entrance.let_in(service.now_ns)
+        for model in range(2):
+            for engine in range(COUNT):
+                served = service.serve(engine, model=model)
+                ended[f"model {model} at {engine}"] += served
+    assert service.entrance.held_rows[BULK] == 0
+    assert not any(service.entrance.holds_for(engine) for engine in range(COUNT))
+    # What had entered before was with the old engine: two of the one model, and one of the other.
+    assert +ended == {"model 0 at 0": 2, "model 0 at 2": 3, "model 1 at 0": 5}
+    service.partition.drain()
+    assert Counter(outcome for _, outcome in service.ended) == {Outcome.RESULT: 10}
+
+
+def test_what_is_held_for_an_engine_that_dies_while_it_retires(service: Service) -> None:
+    """Of what it alone served it is lost; the rest goes on to the new one."""
+    service.engines.went(1)
+    service.engines.went(2)
+    for engine in range(COUNT):
+        for model in range(2):
+            service.foretell(engine, 1000, 1000, model=model)
+    for number in range(3):
+        service.enter(f"going {number}", BULK, model=1)
+    for number in range(3):
+        service.enter(f"staying {number}", BULK)
+    assert (service.queued(BULK), service.entrance.held_rows[BULK]) == ([2, 0, 0], 4)
+    service.engines.change({2: [0]}, [2])
+    service.engines.went(0)
+    service.entrance.lose_stranded()
+    service.partition.lose_engine(0)
+    assert sorted(service.ended) == [(f"going {number}", Outcome.LOST) for number in range(3)]
+    assert service.entrance.held_rows[BULK] == 3
+    assert not service.entrance.holds_for(0)
+    service.entrance.let_in(service.now_ns)
+    assert service.queued(BULK)[2] == 2

@@ -244,7 +244,16 @@ def test_lost_engine_ends_what_is_held_as_well(make_door: MakeDoor) -> None:
     door.partition.check_integrity()
 
 
-# -- other slacks -------------------------------------------------------------------------------
+def test_only_what_nobody_serves_is_lost(make_door: MakeDoor) -> None:
+    """What is held while an engine is there stays held."""
+    door = make_door(item_ms=1000)
+    door.fill(3, 4)
+    door.entrance.lose_stranded()
+    assert (door.ended, door.held[2]) == ([], 2)
+    assert door.entrance.holds_for(0)
+
+
+# -- other slacks, another quantum --------------------------------------------------------------
 
 
 def changed(number: int, slack_ms: float) -> list[ClassLimits]:
@@ -282,3 +291,18 @@ def test_keys_follow_other_slack(make_door: MakeDoor) -> None:
     door.change(changed(3, 70))
     door.fill(3, 1)
     assert door.world.port.look()[0][3] == door.world.clock.now_ns() + 70 * MS
+
+
+@pytest.mark.parametrize(("quantum_ms", "room", "account"), [(30, 8, 30), (2, 4, 2), (10, 8, 0)])
+def test_another_quantum_is_another_account(
+    make_door: MakeDoor, quantum_ms: float, room: int, account: int
+) -> None:
+    """A new one, and full; and batches are cut to the quantum as well. The same one stays as it is."""
+    door = make_door(item_ms=1, target=4)
+    door.fill(3, 30)
+    assert (door.queued[2], door.held[2]) == (8 + 10, 12)
+    door.take(18)
+    door.change(DEFAULT_LIMITS, quantum_ms)
+    door.let_in()
+    door.fill(3, 50)
+    assert (door.queued[2], door.held[2]) == (room + account, 12 + 50 - room - account)
