@@ -2,9 +2,9 @@
 
     python -m bench.steady TARGET --rate 100 [--stream]
 
-An open loop: calls are sent at the instants of a Poisson process, and latency counts from the instant at which
-a call should have been sent. Prints one JSON object: of each call that was answered the instant, seconds of
-CLOCK_MONOTONIC, and the latency in milliseconds; and how often each failure was met.
+An open loop: calls are sent at the instants of a Poisson process, and latency counts from the instant at
+which a call should have been sent. Prints one JSON object: of each call that was answered the instant,
+seconds of CLOCK_MONOTONIC, and the latency in milliseconds; and how often each failure was met.
 """
 
 import argparse

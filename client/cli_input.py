@@ -99,10 +99,10 @@ def _only_input(model: ModelInfo) -> str:
 
 def _decode(source: Source, spec: TensorInfo) -> npt.NDArray[np.generic]:
     array = _decode_npy(source, spec) if source.is_npy else _decode_csv(source, spec)
-    if array.shape == spec.shape:
+    if spec.allows(array.shape):
         array = array[np.newaxis]
-    if array.ndim == 0 or array.shape[1:] != spec.shape:
-        item = ", ".join(str(size) for size in spec.shape)
+    if array.ndim == 0 or not spec.allows(array.shape[1:]):
+        item = ", ".join(spec.allowed_sizes)
         raise BadInput(
             f"{source.label}: shape is {list(array.shape)}; {spec.name!r} takes [{item}] or [n, {item}]"
         )
@@ -121,7 +121,7 @@ def _decode_npy(source: Source, spec: TensorInfo) -> npt.NDArray[np.generic]:
 
 def _decode_csv(source: Source, spec: TensorInfo) -> npt.NDArray[np.generic]:
     """One item per line, all its numbers; or, for items of several dimensions, items below each other
-    with one line per last dimension.
+    with one line per last dimension. Where an item has any number of lines, the file is one item.
     """
     try:
         text = source.data.decode()
@@ -133,6 +133,8 @@ def _decode_csv(source: Source, spec: TensorInfo) -> npt.NDArray[np.generic]:
         lines: npt.NDArray[np.generic] = np.loadtxt(io.StringIO(text), spec.dtype, delimiter=",", ndmin=2)
     except (ValueError, OverflowError) as error:
         raise BadInput(f"{source.label}: {error}") from error
+    if spec.max_shape:
+        return _in_sizes(lines, source, spec)
     item = math.prod(spec.shape)
     if lines.shape[1] == item:
         return lines.reshape((-1, *spec.shape))
@@ -141,4 +143,20 @@ def _decode_csv(source: Source, spec: TensorInfo) -> npt.NDArray[np.generic]:
     raise BadInput(
         f"{source.label}: {lines.shape[0]} lines of {lines.shape[1]} numbers; {spec.name!r} takes {item} per"
         f" line, or items of {list(spec.shape)} below each other"
+    )
+
+
+def _in_sizes(lines: npt.NDArray[np.generic], source: Source, spec: TensorInfo) -> npt.NDArray[np.generic]:
+    """Items whose sizes follow from the lines: their length is the last dimension."""
+    count, width = lines.shape
+    *above, _ = spec.shape
+    per_line = math.prod(size for size in above if size > 0)
+    if above.count(-1) <= 1 and count % per_line == 0:
+        sizes = [count // per_line if size < 0 else size for size in above]
+        items = lines.reshape((-1, *sizes, width))
+        if spec.allows(items.shape[1:]):
+            return items
+    raise BadInput(
+        f"{source.label}: {count} lines of {width} numbers; {spec.name!r} takes "
+        f"[{', '.join(spec.allowed_sizes)}], a line being the last dimension, or an array as .npy"
     )

@@ -135,7 +135,7 @@ def print_models(models: Sequence[ModelInfo]) -> None:
             "\n".join(way for way, _ in tensors),
             "\n".join(spec.name for _, spec in tensors),
             "\n".join(spec.dtype.name for _, spec in tensors),
-            "\n".join(_shape_text(("n", *spec.shape)) for _, spec in tensors),
+            "\n".join(_shape_text(("n", *spec.allowed_sizes)) for _, spec in tensors),
         )
     console().print(table)
 
@@ -154,7 +154,12 @@ def _plain(value: Any) -> Any:
 
 
 def _spec_json(spec: TensorInfo) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype.name, "shape": list(spec.shape)}
+    told: dict[str, Any] = {"name": spec.name, "dtype": spec.dtype.name, "shape": list(spec.shape)}
+    if spec.max_shape:
+        told["max_shape"] = list(spec.max_shape)
+    if spec.min_shape:
+        told["min_shape"] = list(spec.min_shape)
+    return told
 
 
 def _shape_text(shape: Sequence[int | str]) -> str:

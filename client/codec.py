@@ -158,7 +158,7 @@ def _read_spec(spec: model_pb2.TensorSpec) -> TensorInfo:
         raise PredictionError(
             grpc.StatusCode.INTERNAL, f"tensor {spec.name!r} has the unknown data type {spec.data_type}"
         )
-    return TensorInfo(spec.name, dtype, tuple(spec.shape))
+    return TensorInfo(spec.name, dtype, tuple(spec.shape), tuple(spec.max_shape), tuple(spec.min_shape))
 
 
 def _as_array(name: str, value: npt.ArrayLike) -> npt.NDArray[np.generic]:

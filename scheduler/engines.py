@@ -4,8 +4,9 @@ Every front end decides for itself, by what the engines publish and what is queu
 request goes to one engine as a whole, however many rows it has: its rows share a lane, so that they become
 visible at once and wait in one order.
 
-An engine serves the models it was started with. When others are to be served, new engines take over: from then
-on the old ones get nothing new. What is still to be pushed for a model that they alone serve goes to them.
+An engine serves the models it was started with. When others are to be served, new engines take over: from
+then on the old ones get nothing new. What is still to be pushed for a model that they alone serve goes to
+them.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -5,13 +5,14 @@ from collections.abc import Awaitable, Callable
 from scheduler.errors import RequestError, Unavailable, UnknownModel
 from server import control
 from server.administration import Administration, CannotLoad, CannotUnload
+from server.admission import DRAIN_RETRY_S
 
 LOAD, UNLOAD = "load", "unload"
-# By name, what the other side may raise and this side raises again.
-_REFUSALS: dict[str, Callable[[str], RequestError]] = {
-    "UnknownModel": UnknownModel,
-    "CannotLoad": CannotLoad,
-    "CannotUnload": CannotUnload,
+# By name, what the other side may raise and this side raises again, from a text and a reason.
+_REFUSALS: dict[str, Callable[[str, str], RequestError]] = {
+    "UnknownModel": lambda text, reason: UnknownModel(text, reason=reason),
+    "CannotLoad": lambda text, _: CannotLoad(text),
+    "CannotUnload": lambda text, _: CannotUnload(text),
 }
 
 
@@ -23,7 +24,8 @@ async def answer(administration: Administration, message: control.Message) -> co
     try:
         await act(message["model"], None, message["author"])
     except RequestError as error:
-        return {"refusal": type(error).__name__, "text": str(error)}
+        name = type(error).__name__
+        return {"refusal": name, "text": str(error), "reason": getattr(error, "reason", name)}
     return {}
 
 
@@ -31,7 +33,8 @@ def check(answered: control.Message) -> None:
     """In the front end. Raises what the answer says."""
     if "refusal" not in answered:
         return
+    text, reason = answered["text"], answered["reason"]
     make = _REFUSALS.get(answered["refusal"])
     if make is None:
-        raise Unavailable(answered["text"], reason=answered["refusal"], retry_after_s=1.0)
-    raise make(answered["text"])
+        raise Unavailable(text, reason=reason, retry_after_s=DRAIN_RETRY_S)
+    raise make(text, reason)

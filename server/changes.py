@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from scheduler.errors import UnknownModel
+from scheduler.errors import RequestError, Unavailable, UnknownModel
 from server.administration import (
     CannotLoad,
     CannotUnload,
@@ -26,6 +26,7 @@ from server.administration import (
     SettingsChange,
     VersionConflict,
 )
+from server.admission import DRAIN_RETRY_S
 from server.configuration import Configuration
 from server.effects import Effect, changed, effect_of
 from server.handover import PreparationFailed
@@ -51,7 +52,7 @@ BY_CALENDAR, BY_POLL, BY_SIGNAL = "calendar", "poll", "SIGHUP"
 # How often it is looked whether polling or the calendar are asked for, while they are not.
 LOOK_AT_SETTINGS_EVERY_S = 1.0
 # Of a URL: whoever may see the settings need not know the password in one.
-_USER_INFO = re.compile("(://)[^/@]*@")
+_USER_INFO = re.compile("(://).*@", re.DOTALL)
 
 T = TypeVar("T")
 
@@ -124,7 +125,7 @@ class Changes:
             repository = await asyncio.to_thread(load_repository, self._path)
             default = self._configuration.settings.models.default_model
             await self._serve(with_default(repository, default), self._wishes, BY_POLL, "models changed")
-        except (RepositoryError, SettingsError, CannotLoad) as error:
+        except (RepositoryError, SettingsError, RequestError) as error:
             if str(error) != self._complained:
                 log.error("repository not taken up, nothing has changed", problems=str(error).splitlines())
             self._complained = str(error)
@@ -216,7 +217,7 @@ class Changes:
         async def reload() -> None:
             try:
                 await self._adopt(self._configuration.reloaded(), BY_SIGNAL)
-            except (SettingsError, NeedsRestart, CannotLoad) as error:
+            except (SettingsError, RequestError) as error:
                 log.error("settings not reloaded, nothing was changed", problems=str(error).splitlines())
             await self._poll()
 
@@ -334,12 +335,18 @@ class Changes:
     ) -> None:
         before = self._supervisor.revision.lineup
         others = [seat.identity for seat in lineup.seats] != [seat.identity for seat in before.seats]
+        self._check_serving()
         try:
             await self._supervisor.change(
                 configuration.settings, lineup, by_new_engines=by_new_engines or others
             )
         except PreparationFailed as error:
+            self._check_serving()
             raise CannotLoad(f"engines cannot serve so: {error}") from error
+
+    def _check_serving(self) -> None:
+        if self._supervisor.stopping:
+            raise Unavailable("the server is draining", reason="DRAINING", retry_after_s=DRAIN_RETRY_S)
 
     async def _locked(self, change: Coroutine[Any, Any, T]) -> T:
         async with self._one_at_a_time:

@@ -4,10 +4,10 @@ Messages are JSON objects over SOCK_SEQPACKET, which keeps their boundaries and 
 death as an empty read. Nothing here is on the path of a request.
 
     supervisor → child       boot, attach, change
-    supervisor → front end   engine_ready, engine_lost, answer, drain
+    supervisor → front end   engine_ready, engine_lost, answer, try, drain
     supervisor → engine      discard, stop
     child → supervisor       warm, ready, changed, failed, drained
-    front end → supervisor   engine_lost_ack, let_go, ask
+    front end → supervisor   engine_lost_ack, let_go, ask, tried
     engine → supervisor      discarded, device
 
 What is about one engine or front end names it by its index.

@@ -30,6 +30,7 @@ from server.rpc import health, inference, kserve, models
 from server.rpc.desk import Desk
 from server.rpc.kserve_models import instance_groups
 from server.rpc.kserve_repository import RepositoryChanges
+from server.rpc.trial import try_models
 from server.served import model_limits, served
 from server.settings import Settings
 from server.sizing import bulk_quantum_ns, frontends
@@ -66,6 +67,7 @@ class Frontend:
         self._held = asyncio.Event()  # something is held at the entrance
         self._draining: asyncio.Task[None] | None = None
         self._letting_go: asyncio.Task[None] | None = None
+        self._trying: asyncio.Task[None] | None = None
         self._health = health.HealthService()
         self._asked: dict[int, asyncio.Future[control.Message]] = {}
         self._asks = itertools.count()
@@ -202,6 +204,8 @@ class Frontend:
                 self._change(message)
             case "answer":
                 self._asked.pop(message["number"]).set_result(message)
+            case "try":
+                self._trying = asyncio.create_task(self._try(message))
             case "drain":
                 # Kept: the loop has only weak references to its tasks.
                 self._draining = asyncio.create_task(self._drain(message["grace_s"]))
@@ -218,6 +222,13 @@ class Frontend:
         )
         # Shielded: the answer comes whether or not the caller is still there.
         asks.check(await asyncio.shield(asked))
+
+    async def _try(self, message: control.Message) -> None:
+        """Makes a prediction of each model for whoever asks about the health of the service."""
+        predictions = await try_models(self._desk, self._models, message["timeout_s"])
+        control.send(
+            self._socket, {"type": "tried", "number": message["number"], "predictions": predictions}
+        )
 
     def _change(self, message: control.Message) -> None:
         """Takes up other settings, models and engines, all between two requests."""

@@ -94,6 +94,8 @@ class Handover:
                 )
         except TimeoutError:
             failure = f"not ready within executor.prepare_timeout_s, {timeout_s:g} s"
+        except OSError as error:  # no memory, or too many processes
+            failure = f"its process cannot be started: {error.strerror}"
         except BaseException:
             self._dismiss(chairs)
             raise

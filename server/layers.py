@@ -38,7 +38,7 @@ _KNOWN = frozenset(Settings().leaves()) | {CHOICE}
 # Variables of our prefix that are no settings: the client's, and what Kubernetes puts into every pod beside
 # a Service named tickring or tickring-<something>.
 _FOREIGN = re.compile(
-    r"TICKRING_(TARGET|TOKEN)=.*"
+    r"TICKRING_(TARGET|ADMIN_TARGET|TOKEN)=.*"
     r"|TICKRING_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*"
     r"|TICKRING_(\w+_)?PORT=(tcp|udp|sctp)://.*",
     re.ASCII | re.DOTALL,

@@ -1,18 +1,22 @@
 """HTTP on the side: `/healthz` says that the supervisor runs, `/readyz` that the service serves.
 
-`/status` has the books of the service as JSON: what was admitted, how it ended, what is predicted.
+`/status` has the books of the service as JSON: what was admitted, how it ended, what is predicted. Other
+paths are given by who makes their views, `/metrics` and `/live` for example.
 """
 
 import asyncio
 import json
 import os
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
 
 from server.ports import PortInUse
+from server.reply import JSON, Reply, Route, text
 
 MAX_REQUEST_BYTES = 8192
 REQUEST_TIMEOUT_S = 5.0
+_OWN = ("/healthz", "/readyz", "/status")
 
 
 class Service(Protocol):
@@ -31,10 +35,14 @@ class Service(Protocol):
 class ProbeServer:
     """Answers GET and HEAD of its paths and closes the connection; anything else is an error."""
 
-    def __init__(self, host: str, port: int, service: Service) -> None:
+    def __init__(
+        self, host: str, port: int, service: Service, routes: Mapping[str, Route] | None = None
+    ) -> None:
+        """`routes`: by path, what else is answered; `/healthz` among them answers where a query is asked."""
         self._host = host
         self._port = port
         self._service = service
+        self._routes = dict(routes or {})
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -65,37 +73,30 @@ class ProbeServer:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
                 line = head.split(b"\r\n", 1)[0].decode("latin-1")
-                writer.write(_response(*self._answer(line), head_only=line.startswith("HEAD ")))
+                reply = await self._answer(line)
+                writer.write(reply.head() if line.startswith("HEAD ") else reply.head() + reply.body)
                 await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
             pass  # a peer that says nothing sensible gets nothing
         finally:
             writer.close()
 
-    def _answer(self, request_line: str) -> tuple[HTTPStatus, str]:
+    async def _answer(self, request_line: str) -> Reply:
         method, _, rest = request_line.partition(" ")
-        path = rest.partition(" ")[0].partition("?")[0]
+        path, _, query = rest.partition(" ")[0].partition("?")
         if method not in ("GET", "HEAD"):
-            return HTTPStatus.METHOD_NOT_ALLOWED, f"{method}: allowed are GET and HEAD\n"
+            return text(f"{method}: allowed are GET and HEAD\n", HTTPStatus.METHOD_NOT_ALLOWED)
+        if path in self._routes and (query or path not in _OWN):
+            return await self._routes[path](query)
         match path:
             case "/healthz":
-                return HTTPStatus.OK, "ok\n"
+                return text("ok\n")
             case "/readyz":
                 if self._service.is_ready:
-                    return HTTPStatus.OK, "ready\n"
-                return HTTPStatus.SERVICE_UNAVAILABLE, "not ready\n"
+                    return text("ready\n")
+                return text("not ready\n", HTTPStatus.SERVICE_UNAVAILABLE)
             case "/status":
-                return HTTPStatus.OK, json.dumps(self._service.books(), indent=2) + "\n"
+                return Reply(f"{json.dumps(self._service.books(), indent=2)}\n".encode(), JSON)
             case _:
-                return HTTPStatus.NOT_FOUND, "paths are /healthz, /readyz and /status\n"
-
-
-def _response(status: HTTPStatus, text: str, *, head_only: bool) -> bytes:
-    body = text.encode()
-    kind = "application/json" if text.startswith("{") else "text/plain; charset=utf-8"
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-        "Connection: close\r\n\r\n"
-    )
-    return head.encode() if head_only else head.encode() + body
+                *others, last = sorted({*_OWN, *self._routes})
+                return text(f"paths are {', '.join(others)} and {last}\n", HTTPStatus.NOT_FOUND)

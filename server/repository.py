@@ -16,7 +16,16 @@ from typing import Any
 
 from scheduler import _ring
 from scheduler.priority import ALLOWED, parse_priority
-from scheduler.signature import DataType, ModelSignature, TensorSpec, row_bytes
+from scheduler.signature import ModelSignature, TensorSpec, row_bytes
+from server.manifest_tensors import (
+    NAME_ALLOWED,
+    Problems,
+    check_origins,
+    is_name,
+    read_tensors,
+    tensor_from_json,
+    tensor_to_json,
+)
 from server.problems import Problem, SettingsError, shown
 from server.settings import MAX_BATCH_SIZE, MAX_COUNT, MAX_LATENCY_BUDGET_MS, powers_of_two
 
@@ -25,10 +34,8 @@ FILES = {"torchscript": "model.pt", "exported_program": "model.pt2"}
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 # The arena's bound of a row; kMaxRowBytes in scheduler/native/layout.hpp.
 MAX_ROW_BYTES = 1 << 30
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NAME_ALLOWED = "must be letters, digits, _ . or -, the first no . or -"
 _TOP_KEYS = (
     "name",
     "description",
@@ -42,7 +49,6 @@ _TOP_KEYS = (
     "aliases",
     "scheduler",
 )
-_TENSOR_KEYS = ("name", "data_type", "shape")
 _VERSION_KEYS = ("sha256",)
 # "latest" is one too, but nobody sets it: it is the newest version that is loaded.
 ALIASES = ("stable", "canary")
@@ -145,8 +151,8 @@ class Manifest:
                 "precision": self.precision,
                 "finite_inputs": self.finite_inputs,
                 "finite_outputs": self.finite_outputs,
-                "inputs": [_spec_to_json(spec) for spec in self.inputs],
-                "outputs": [_spec_to_json(spec) for spec in self.outputs],
+                "inputs": [tensor_to_json(spec) for spec in self.inputs],
+                "outputs": [tensor_to_json(spec) for spec in self.outputs],
                 "versions": [[v.version, str(v.path), v.sha256] for v in self.versions],
                 "scheduler": asdict(self.scheduler),
                 "aliases": dict(self.aliases),
@@ -163,8 +169,8 @@ class Manifest:
         return cls(
             **{
                 **data,
-                "inputs": tuple(map(_spec_from_json, data["inputs"])),
-                "outputs": tuple(map(_spec_from_json, data["outputs"])),
+                "inputs": tuple(map(tensor_from_json, data["inputs"])),
+                "outputs": tuple(map(tensor_from_json, data["outputs"])),
                 "versions": tuple(ModelVersion(n, Path(p), digest) for n, p, digest in data["versions"]),
                 "scheduler": SchedulerOverrides(**scheduler),
             }
@@ -220,7 +226,7 @@ def load_manifest(path: Path, name: str) -> Manifest | None:
         RepositoryError: with every problem at once.
     """
     folder = path / name
-    if not _is_name(name) or not _is_model(folder):
+    if not is_name(name) or not _is_model(folder):
         return None
     reader = _ManifestReader(folder, _resolved(path))
     manifest = reader.read()
@@ -282,9 +288,9 @@ class _ManifestReader:
     def read(self) -> Manifest | None:
         """None when there were problems."""
         name = self._folder.name
-        if not _is_name(name):
+        if not is_name(name):
             # Its path would be repeated in every other line.
-            self.problems.append(f"{self._root}: model folder {shown(name)}: {_NAME_ALLOWED}")
+            self.problems.append(f"{self._root}: model folder {shown(name)}: {NAME_ALLOWED}")
             return None
         if not self._is_inside(self._path):
             return None
@@ -313,6 +319,8 @@ class _ManifestReader:
             scheduler=self._overrides(data),
             aliases=self._aliases(data),
         )
+        if not self.problems:
+            check_origins(manifest.inputs, manifest.outputs, self._wrong)
         return None if self.problems else manifest
 
     def _wrong(self, key: str, value: object, allowed: str) -> None:
@@ -329,7 +337,7 @@ class _ManifestReader:
     def _check_keys(self, prefix: str, table: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
         for key in table:
             if key not in allowed:
-                name = key if _is_name(key) else shown(key)
+                name = key if is_name(key) else shown(key)
                 self._wrong(f"{prefix}{name}", table[key], f"is no key, allowed are {', '.join(allowed)}")
 
     def _typed(self, table: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
@@ -357,40 +365,13 @@ class _ManifestReader:
         return str(value)
 
     def _tensors(self, data: Mapping[str, Any], key: str) -> tuple[TensorSpec, ...]:
-        entries = data.get(key)
-        if not isinstance(entries, list) or not entries:
-            self._wrong(key, entries, "must be at least one [[...]] table")
-            return ()
-        specs: list[TensorSpec] = []
-        for index, entry in enumerate(entries):
-            spec = self._tensor(f"{key}[{index}]", entry)
-            if spec is None:
-                continue
-            if spec.name in {other.name for other in specs}:
-                self._wrong(f"{key}[{index}].name", spec.name, "must differ from the others")
-            specs.append(spec)
+        specs = read_tensors(data, key, Problems(self._wrong, self._check_keys, self._checked))
         size = row_bytes(specs)
         if size > MAX_ROW_BYTES:
             self.problems.append(
                 f"{self._path}: {key} take {size} bytes per item: must be at most {MAX_ROW_BYTES}"
             )
-        return tuple(specs)
-
-    def _tensor(self, where: str, entry: object) -> TensorSpec | None:
-        if not isinstance(entry, dict):
-            self._wrong(where, entry, "must be a table")
-            return None
-        self._check_keys(f"{where}.", entry, _TENSOR_KEYS)
-        name = self._checked(entry, f"{where}.name", _is_name, _NAME_ALLOWED)
-        data_type = self._checked(
-            entry, f"{where}.data_type", _is_data_type, f"must be one of {', '.join(DataType.__members__)}"
-        )
-        shape = self._checked(
-            entry, f"{where}.shape", _is_shape, "must be a list of positive sizes, without the batch"
-        )
-        if name is None or data_type is None or shape is None:
-            return None
-        return TensorSpec(name, DataType[data_type], tuple(shape))
+        return specs
 
     def _versions(self, data: Mapping[str, Any], model_format: str) -> tuple[ModelVersion, ...]:
         listed = data.get("versions")
@@ -402,7 +383,12 @@ class _ManifestReader:
             version = self._version(number, entry, FILES[model_format])
             if version is not None:
                 found.append(version)
-        for folder in sorted(self._folder.iterdir()):
+        try:
+            folders = sorted(self._folder.iterdir())
+        except OSError as error:  # somebody moves it away just now
+            self.problems.append(f"{self._folder}: must be a readable folder: {error.strerror}")
+            return ()
+        for folder in folders:
             if folder.is_dir() and folder.name.isdecimal() and folder.name not in listed:
                 self.problems.append(f"{folder}: has no sha256 under [versions.{folder.name}] in {MANIFEST}")
         return tuple(sorted(found, key=lambda version: version.version))
@@ -480,18 +466,6 @@ class _ManifestReader:
             self._wrong("scheduler.buckets", buckets, f"must be at most {_ring.MAX_BUCKETS} sizes")
 
 
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
-
-
-def _is_data_type(value: object) -> bool:
-    return isinstance(value, str) and value in DataType.__members__
-
-
-def _is_shape(value: object) -> bool:
-    return isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
-
-
 def _is_sha256(value: object) -> bool:
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
@@ -502,12 +476,3 @@ def _is_size(value: object) -> bool:
 
 def _is_budget(value: object) -> bool:
     return isinstance(value, int | float) and value is not True and 0 < value <= MAX_LATENCY_BUDGET_MS
-
-
-def _spec_to_json(spec: TensorSpec) -> list[Any]:
-    return [spec.name, spec.data_type.name, list(spec.shape)]
-
-
-def _spec_from_json(entry: list[Any]) -> TensorSpec:
-    name, data_type, shape = entry
-    return TensorSpec(name, DataType[data_type], tuple(shape))

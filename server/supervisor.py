@@ -32,6 +32,7 @@ from server.ports import reserve_port
 from server.revision import Revision
 from server.settings import Settings
 from server.sizing import frontends
+from server.trials import Trials
 from server.watchdog import Watchdog
 
 # A child that served is restarted at once; one that dies before it could, after a growing delay.
@@ -83,6 +84,7 @@ class Supervisor:
         self.admin_port = 0
         self.answer: Answer | None = None  # what front ends ask
         self._answering: set[asyncio.Task[None]] = set()
+        self.trials = Trials(self._frontends)
         self._create_arena()
         is_attached = self._attachments.is_attached
         self._handover = Handover(
@@ -137,13 +139,21 @@ class Supervisor:
 
     def books(self) -> dict[str, Any]:
         """What was admitted, how it ended, and what is predicted, as JSON values."""
-        restarts = {child.name: child.restarts for child in self._children()}
+        restarts = {
+            child.name: child.restarts
+            for child in self._children()
+            if child.duty is not Duty.VACANT or child.restarts
+        }
         engines = {
             child.index: EngineState(self._device(child), child.ready, child.readings, child.revision.lineup)
             for child in self._engines
             if child.duty is not Duty.VACANT
         }
         return books(self._arena, engines, restarts)
+
+    def missing(self) -> list[str]:
+        """Processes that should serve and do not."""
+        return [c.name for c in self._children() if c.duty is Duty.SERVING and not c.ready]
 
     @property
     def announced(self) -> bool:
@@ -344,6 +354,8 @@ class Supervisor:
                     self.drain()
             case "device":
                 child.readings = message["readings"]
+            case "tried":
+                self.trials.heard(child.name, message)
             case "drained":
                 pass
             case other:

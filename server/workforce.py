@@ -11,7 +11,7 @@ from scheduler.clock import Clock
 from scheduler.dispatcher import Batch, Dispatcher
 from scheduler.executor.batch_limits import BatchLimits
 from scheduler.executor.bisection import FailureExtent
-from scheduler.executor.cpu import CpuInstance
+from scheduler.executor.dynamic_cpu import cpu_instance
 from scheduler.executor.instance import Instance
 from scheduler.executor.runner import DeviceModel, DeviceSettings, Runner, load_model, load_runner
 from scheduler.latency import LearnedLatency
@@ -143,14 +143,15 @@ def warm_up(
 
 def _cpu_instances(place: Workplace) -> Callable[[bool], Instance]:
     runners: dict[int, Runner] = _load_all(load_runner, place)
-    return lambda urgent: CpuInstance(
+    return lambda urgent: cpu_instance(
         place.arena, place.dispatcher, runners, place.max_batch, place.clock, _log_failure
     )
 
 
 def _cuda_instances(place: Workplace) -> tuple[Callable[[bool], Instance], Gpu]:
     # Here, not above: only an engine with a GPU should pay for what they load.
-    from scheduler.executor.cuda import CudaDevice, CudaInstance, map_slab
+    from scheduler.executor.cuda import CudaDevice, map_slab
+    from scheduler.executor.dynamic_cuda import cuda_instance
     from scheduler.executor.torch_cuda import TorchCuda
 
     executor = place.settings.executor
@@ -161,7 +162,7 @@ def _cuda_instances(place: Workplace) -> tuple[Callable[[bool], Instance], Gpu]:
     device = CudaDevice(calls, slab, executor.cuda_graphs, limits, log)
 
     def make(urgent: bool) -> Instance:
-        return CudaInstance(
+        return cuda_instance(
             place.arena,
             place.dispatcher,
             models,

@@ -10,17 +10,18 @@ from scheduler.clock import Clock
 from scheduler.dispatcher import Dispatcher
 from scheduler.executor.instance import (
     FailureReport,
-    Instance,
     Passage,
+    SlotInstance,
     Slots,
     check_outputs,
+    in_shapes,
     item_rows,
 )
 from scheduler.executor.runner import Array, ModelUnusable, Runner
 from scheduler.signature import ModelSignature
 
 
-class CpuInstance(Instance):
+class CpuInstance(SlotInstance):
     """Owns one staging array per model input; the runners are shared with the other instances.
 
     Staging is written by the gather of this batch and read by the model; rows past the batch's size
@@ -58,19 +59,7 @@ class CpuInstance(Instance):
         measured = {}
         for bucket in buckets:
             inputs = [array[:bucket] for array in self._staging[model]]
-            times = []
-            for _ in range(rounds):
-                started_ns = self._clock.now_ns()
-                try:
-                    outputs = runner.run(inputs)
-                except Exception as error:
-                    raise ModelUnusable(
-                        f"{runner.signature.name} fails on {bucket} rows of zeros: {error}"
-                    ) from error
-                times.append(self._clock.now_ns() - started_ns)
-                check_outputs(runner.signature, outputs, bucket)
-            # TorchScript compiles in its first two calls of a shape; those say nothing about the third.
-            measured[bucket] = int(statistics.median(times[min(2, rounds - 1) :]))
+            measured[bucket] = measure(runner, inputs, rounds, self._clock)
         self._warm[model] = tuple(buckets)
         return measured
 
@@ -90,6 +79,29 @@ class CpuInstance(Instance):
     def _forget(self, model: int, bucket: int) -> None:
         for staging in self._staging[model]:
             staging[:bucket] = 0
+
+
+def measure(runner: Runner, zeros: Sequence[Array], rounds: int, clock: Clock) -> int:
+    """Runs a batch of zeros; the median of its later rounds, nanoseconds.
+
+    Raises:
+        ModelUnusable: see `Instance.warm_up`.
+    """
+    bucket = len(zeros[0])
+    times = []
+    for _ in range(rounds):
+        started_ns = clock.now_ns()
+        try:
+            outputs = runner.run(zeros)
+        except Exception as error:
+            raise ModelUnusable(
+                f"{runner.signature.name} fails on {bucket} rows of zeros"
+                f"{in_shapes(runner.signature, zeros)}: {error}"
+            ) from error
+        times.append(clock.now_ns() - started_ns)
+        check_outputs(runner.signature, outputs, bucket)
+    # TorchScript compiles in its first two calls of a shape; those say nothing about the third.
+    return int(statistics.median(times[min(2, rounds - 1) :]))
 
 
 def _staging(signature: ModelSignature, max_batch: int) -> list[Array]:

@@ -20,7 +20,7 @@ from scheduler.executor.cuda_buffers import Buffers, Feed, MappedFeed, StagedFee
 from scheduler.executor.cuda_calls import Array, CudaCalls, NotMapped, Tensor
 from scheduler.executor.cuda_faults import Fault
 from scheduler.executor.cuda_program import Plain, Program, graph_programs
-from scheduler.executor.instance import FailureReport, Instance, Passage, Slots, check_outputs, item_rows
+from scheduler.executor.instance import FailureReport, Passage, SlotInstance, Slots, check_outputs, item_rows
 from scheduler.executor.runner import DeviceLost, DeviceModel, ModelUnusable
 
 # TorchScript compiles and optimises in its first calls of a shape, cuDNN and cuBLAS choose and allocate: all
@@ -80,7 +80,7 @@ def map_slab(calls: CudaCalls, arena: Arena, max_batch: int, notes: Notes) -> Ma
         return None
 
 
-class CudaInstance(Instance):
+class CudaInstance(SlotInstance):
     """Owns a stream, and per model its buffers and one program per bucket: the fastest that was found."""
 
     def __init__(

@@ -100,6 +100,10 @@ class CudaCalls(Protocol):
         """Between host and device, or on the device, of one shape and dtype."""
         ...
 
+    def shaped(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The first elements of a tensor of one dimension, on either side, in this shape. Copies nothing."""
+        ...
+
     def select_rows(self, rows: Tensor, offset: int, indexes: Tensor, into: Tensor) -> None:
         """into[i] = the bytes from `offset` of rows[indexes[i]], by a kernel.
 

@@ -24,7 +24,7 @@ from scheduler.executor.torch_model import (
     open_device,
     tensor_dtype,
 )
-from scheduler.signature import ModelSignature, TensorSpec
+from scheduler.signature import DYNAMIC, ModelSignature, TensorSpec
 
 # What a graph calls beside operators, to compute shapes and to take tuples apart.
 _ON_NUMBERS = {
@@ -40,6 +40,8 @@ _FILLING = {torch.ops.aten.zeros.default, torch.ops.aten.ones.default, torch.ops
 _TRAINING = ("train", "training")
 # Of an input: as many as the batch has.
 _ROWS = "rows"
+# A size that is fixed, the number of rows, or the smallest and the largest of a dynamic dimension.
+_Size = int | str | tuple[int, int]
 # torch specialises on sizes of 0 and 1, notes it as a minimum of 2, and does not mean it.
 _UNLIMITED_FROM = 2
 
@@ -129,8 +131,8 @@ def _check_inputs(program: ExportedProgram, signature: ModelSignature) -> int | 
     inputs = [by_name[name] for name in program.graph_signature.user_inputs]
     if len(inputs) != len(signature.inputs):
         raise ModelUnusable(f"it takes {len(inputs)} inputs, its manifest names {len(signature.inputs)}")
-    # Sizes that the program leaves open, by their symbols; the number of rows is all that stays open.
-    open_sizes: dict[Any, int | str] = {}
+    # Sizes that the program leaves open, by their symbols; fixed ones among them stay what the manifest says.
+    open_sizes: dict[Any, _Size] = {}
     for spec, value in zip(signature.inputs, inputs, strict=True):
         _check_input(spec, value, open_sizes)
     most_rows = None
@@ -138,22 +140,33 @@ def _check_inputs(program: ExportedProgram, signature: ModelSignature) -> int | 
         allowed = program.range_constraints.get(symbol)
         if allowed is None:
             continue
-        least = max(_UNLIMITED_FROM, 1 if isinstance(size, str) else size)
-        if allowed.lower > least or (isinstance(size, int) and allowed.upper < size):
+        low, high = _bounds(size)
+        if allowed.lower > max(_UNLIMITED_FROM, low) or (high is not None and allowed.upper < high):
             raise ModelUnusable(
                 f"it was exported for sizes from {allowed.lower} to {allowed.upper}, not {size}"
             )
-        if isinstance(size, str) and allowed.upper.is_Integer:  # and not infinity
+        if high is None and allowed.upper.is_Integer:  # and not infinity
             most_rows = min(int(allowed.upper), most_rows or int(allowed.upper))
     return most_rows
 
 
-def _check_input(spec: TensorSpec, value: object, open_sizes: dict[Any, int | str]) -> None:
+def _bounds(size: _Size) -> tuple[int, int | None]:
+    """The smallest and the largest; None where what the program allows is found out."""
+    if isinstance(size, tuple):
+        return size
+    return (1, None) if isinstance(size, str) else (size, size)
+
+
+def _check_input(spec: TensorSpec, value: object, open_sizes: dict[Any, _Size]) -> None:
     if not isinstance(value, Tensor):
         raise ModelUnusable(f"{spec.name} was exported as {value}, needed is a tensor")
     said = f"{value.dtype} {list(value.shape)}"
     dtype = tensor_dtype(spec)
-    sizes: tuple[int | str, ...] = (_ROWS, *spec.shape)
+    bounds = zip(spec.shape, spec.smallest, spec.largest, strict=True)
+    sizes: tuple[_Size, ...] = (
+        _ROWS,
+        *((low, high) if size == DYNAMIC else size for size, low, high in bounds),
+    )
     if value.dim() and isinstance(value.shape[0], int):
         raise ModelUnusable(
             f"{spec.name} was exported as {said}, with a batch size of {value.shape[0]}; needed is any size: "
@@ -167,7 +180,7 @@ def _check_input(spec: TensorSpec, value: object, open_sizes: dict[Any, int | st
         raise ModelUnusable(f"{spec.name} was exported as {said}, its manifest says {dtype} {list(sizes)}")
 
 
-def _fits(own: Any, size: int | str, open_sizes: dict[Any, int | str]) -> bool:
+def _fits(own: Any, size: _Size, open_sizes: dict[Any, _Size]) -> bool:
     """Whether a size of the program can be this one; a symbol stands for the same everywhere."""
     if isinstance(own, int):
         return own == size

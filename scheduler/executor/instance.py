@@ -39,8 +39,40 @@ class Passage(NamedTuple):
     in_parts: bool = False
 
 
-class Instance(ABC):
+class Instance(Protocol):
     """One execution slot with buffers of its own. Used by one thread."""
+
+    @abstractmethod
+    def run(self, batch: Batch) -> None:
+        """Runs a batch and hands its slots back, once, whatever the model does.
+
+        Where the batch raises, only the rows that are to blame fail; see `bisection`.
+
+        Raises:
+            DeviceLost: nothing was handed back, and this process cannot compute any more.
+        """
+        ...
+
+    @abstractmethod
+    def warm_up(self, model: int, buckets: Sequence[int], rounds: int) -> dict[int, int]:
+        """Runs every bucket and measures it.
+
+        Returns:
+            Bucket to nanoseconds from dispatch to outputs ready: the median of the later rounds.
+
+        Raises:
+            ModelUnusable: the model raises, or its outputs are not what its manifest says.
+        """
+        ...
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Makes ready what the thread that will run batches needs. By that thread, before its first batch."""
+        ...
+
+
+class SlotInstance(Instance, ABC):
+    """What instances on every device have in common."""
 
     def __init__(
         self,
@@ -52,22 +84,20 @@ class Instance(ABC):
         on_failure: FailureReport,
     ) -> None:
         """`signatures`: by place, the model's index in the arena."""
+        self._arena = arena
         self._native = arena.native
         self._dispatcher = dispatcher
         self._clock = clock
         self._on_failure = on_failure
         self._outcomes = np.empty(max_batch, dtype=np.uint8)
-        self._scatters = {place: _scatter_of(arena, signature) for place, signature in signatures.items()}
+        self._signatures = signatures
+        self._scatters = {
+            place: scatter_of(arena, signature, signature.outputs) for place, signature in signatures.items()
+        }
         self._warm: dict[int, Sequence[int]] = dict.fromkeys(signatures, ())
 
     def run(self, batch: Batch) -> None:
-        """Runs a batch and hands its slots back, once, whatever the model does.
-
-        Where the batch raises, only the rows that are to blame fail; see `bisection`.
-
-        Raises:
-            DeviceLost: nothing was handed back, and this process cannot compute any more.
-        """
+        """See `Instance`."""
         began_ns = self._clock.now_ns()
         try:
             start_ns, end_ns, outcomes, in_parts = self._pass(batch.model, batch.slots, batch.bucket)
@@ -80,19 +110,8 @@ class Instance(ABC):
             self._on_failure(batch, error, extent)
         self._dispatcher.complete(batch, outcomes, start_ns, end_ns, in_parts=in_parts)
 
-    @abstractmethod
-    def warm_up(self, model: int, buckets: Sequence[int], rounds: int) -> dict[int, int]:
-        """Runs every bucket and measures it.
-
-        Returns:
-            Bucket to nanoseconds from dispatch to outputs ready: the median of the later rounds.
-
-        Raises:
-            ModelUnusable: the model raises, or its outputs are not what its manifest says.
-        """
-
-    def settle(self) -> None:  # noqa: B027  # most have nothing to do
-        """Makes ready what the thread that will run batches needs. By that thread, before its first batch."""
+    def settle(self) -> None:
+        """See `Instance`. Most have nothing to do."""
 
     @abstractmethod
     def _pass(self, model: int, slots: Slots, bucket: int, *, pad: bool = False) -> Passage:
@@ -158,15 +177,26 @@ def check_outputs(signature: ModelSignature, outputs: Sequence[HasLayout], bucke
             f"{signature.name} returns {len(outputs)} outputs, its manifest names {len(signature.outputs)}"
         )
     for spec, output in zip(signature.outputs, outputs, strict=True):
-        wanted = (bucket, *spec.shape)
-        if output.shape != wanted or output.dtype != spec.data_type.dtype:
+        shape = output.shape
+        if shape[:1] != (bucket,) or not spec.allows(shape[1:]) or output.dtype != spec.data_type.dtype:
+            wanted = ", ".join([str(bucket), *spec.allowed_sizes])
             raise ModelUnusable(
-                f"{signature.name} returns {spec.name} as {output.dtype} {list(output.shape)}, "
-                f"its manifest says {spec.data_type.dtype} {list(wanted)}"
+                f"{signature.name} returns {spec.name} as {output.dtype} {list(shape)}, "
+                f"its manifest says {spec.data_type.dtype} [{wanted}]"
             )
 
 
-def _scatter_of(arena: Arena, signature: ModelSignature) -> _ring.Scatter:
+def in_shapes(signature: ModelSignature, inputs: Sequence[HasLayout]) -> str:
+    """Of a model that takes several, these shapes as the end of a phrase; else nothing."""
+    if not signature.is_dynamic:
+        return ""
+    return " as " + ", ".join(
+        f"{spec.name} {list(each.shape)}" for spec, each in zip(signature.inputs, inputs, strict=True)
+    )
+
+
+def scatter_of(arena: Arena, signature: ModelSignature, outputs: Sequence[TensorSpec]) -> _ring.Scatter:
+    """Hands these outputs to their places in a row. They are the model's, or the same in one shape."""
     must_be_finite = signature.finite_outputs
     return _ring.Scatter(
         arena.native,
@@ -177,6 +207,6 @@ def _scatter_of(arena: Arena, signature: ModelSignature) -> _ring.Scatter:
                 spec.item_bytes,
                 spec.data_type.itemsize if must_be_finite and spec.data_type.is_float else 0,
             )
-            for spec, offset in zip(signature.outputs, signature.output_offsets, strict=True)
+            for spec, offset in zip(outputs, signature.output_offsets, strict=True)
         ],
     )

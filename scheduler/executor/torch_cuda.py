@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -116,6 +117,10 @@ class TorchCuda:
     def copy(self, into: Tensor, source: Tensor) -> None:
         """See `CudaCalls`."""
         into.copy_(source, non_blocking=True)
+
+    def shaped(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """See `CudaCalls`."""
+        return tensor[: math.prod(shape)].view(shape)
 
     def select_rows(self, rows: Tensor, offset: int, indexes: Tensor, into: Tensor) -> None:
         """See `CudaCalls`."""

@@ -99,12 +99,12 @@ def tensor_dtype(spec: TensorSpec) -> torch.dtype:
 def input_layouts(
     signature: ModelSignature, settings: DeviceSettings
 ) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Per-item shape and dtype of each input as the module itself gets it."""
+    """Per-item shape, the largest, and dtype of each input as the module itself gets it."""
     narrow = narrow_dtype(settings.precision)
     layouts = []
     for spec in signature.inputs:
         dtype = tensor_dtype(spec)
-        layouts.append((spec.shape, narrow if narrow is not None and dtype.is_floating_point else dtype))
+        layouts.append((spec.largest, narrow if narrow is not None and dtype.is_floating_point else dtype))
     return layouts
 
 
@@ -135,7 +135,7 @@ def check_precision(model: TorchModel, settings: DeviceSettings, device: torch.d
         ModelUnusable: it names the model, the precision and what torch says.
     """
     zeros = [
-        torch.zeros((1, *spec.shape), dtype=tensor_dtype(spec), device=device)
+        torch.zeros((1, *spec.largest), dtype=tensor_dtype(spec), device=device)
         for spec in model.signature.inputs
     ]
     try:

@@ -98,11 +98,14 @@ def seconds_on_gpu(model: TorchModel, inputs: Sequence[Tensor]) -> float:
 
 
 def _sample(signature: ModelSignature, rows: int, device: torch.device) -> list[Tensor]:
-    """Noise from 0 to 1: where a model takes numbers for indexes, they are all 0 and none is out of range."""
+    """Noise from 0 to 1, of the largest shapes.
+
+    Where a model takes numbers for indexes, they are all 0 and none is out of range.
+    """
     generator = torch.Generator().manual_seed(rows)
     inputs = []
     for spec in signature.inputs:
-        noise = torch.rand((rows, *spec.shape), generator=generator)
+        noise = torch.rand((rows, *spec.largest), generator=generator)
         inputs.append(noise.to(tensor_dtype(spec)).to(device))
     return inputs
 

@@ -44,9 +44,12 @@ class Ticket:
         now_ns = _ring.now_ns()
         result: bytes | RequestError
         if submission.outcome is Outcome.RESULT:
-            result = self._plan.encode(
-                desk.partition, submission, self.request.request_id, self.arrived_ns, now_ns
-            )
+            try:
+                result = self._plan.encode(
+                    desk.partition, submission, self.request.request_id, self.arrived_ns, now_ns
+                )
+            except ModelFailed as error:  # its rows fit no one response
+                result = error
             desk.admission.delivered(now_ns - submission.compute_end_ns, now_ns)
         else:
             result = self._error(submission)

@@ -1,6 +1,6 @@
 """tickring.v1.InferenceService: Predict and PredictStream."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import grpc
@@ -14,6 +14,7 @@ from server.rpc.desk import Desk
 from server.rpc.dialect import PLANS_KEPT, Dialect, Plan
 from server.rpc.request import CheckedRequest, check, parse
 from server.rpc.response import ResponsePlan, stream_response
+from server.rpc.shaped_plan import plan_for
 from server.status import to_status
 from tickring.v1 import inference_pb2
 
@@ -24,7 +25,7 @@ class PredictDialect(Dialect[inference_pb2.PredictRequest, int]):
     """Marked by `sequence`."""
 
     def __init__(self) -> None:
-        self._plan = lru_cache(maxsize=PLANS_KEPT)(ResponsePlan)
+        self._plan = lru_cache(maxsize=PLANS_KEPT)(partial(plan_for, ResponsePlan))
 
     def parse(self, raw: bytes) -> inference_pb2.PredictRequest:
         """See `Dialect`."""

@@ -5,7 +5,7 @@ docs/kserve.md says what is served and what a Triton client finds different.
 
 import importlib.metadata
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 import grpc
@@ -23,6 +23,7 @@ from server.rpc.kserve_repository import RepositoryChanges
 from server.rpc.kserve_request import check, parse
 from server.rpc.kserve_response import InferResponsePlan, stream_error, stream_response
 from server.rpc.request import CheckedRequest
+from server.rpc.shaped_plan import plan_for
 from server.settings import TelemetryTable
 from server.status import abort
 from tickring.kserve import grpc_service_pb2 as kserve
@@ -46,7 +47,7 @@ class InferDialect(Dialect[kserve.ModelInferRequest, str]):
     """Marked by `id`."""
 
     def __init__(self) -> None:
-        self._plan = lru_cache(maxsize=PLANS_KEPT)(InferResponsePlan)
+        self._plan = lru_cache(maxsize=PLANS_KEPT)(partial(plan_for, InferResponsePlan))
 
     def parse(self, raw: bytes) -> kserve.ModelInferRequest:
         """See `Dialect`."""

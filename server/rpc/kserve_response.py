@@ -8,7 +8,7 @@ own encoder.
 from scheduler.errors import RequestError
 from scheduler.partition import Partition, Submission
 from scheduler.signature import ModelSignature
-from server.rpc.response import Hole, fill, varint
+from server.rpc.response import Hole, Shapes, fill, varint
 from server.status import code_of, to_status
 from tickring.kserve.grpc_service_pb2 import InferParameter, ModelInferResponse, ModelStreamInferResponse
 
@@ -48,23 +48,28 @@ _FINAL = ModelInferResponse(parameters={FINAL: InferParameter(bool_param=True)})
 class InferResponsePlan:
     """The response of one model for a number of rows and a choice of outputs."""
 
-    def __init__(self, signature: ModelSignature, rows: int, outputs: tuple[int, ...]) -> None:
+    def __init__(
+        self, signature: ModelSignature, rows: int, outputs: tuple[int, ...], shapes: Shapes | None = None
+    ) -> None:
+        """`shapes`: see `ResponsePlan`."""
         self._head = ModelInferResponse(
             model_name=signature.name, model_version=str(signature.version)
         ).SerializeToString()
         specs = [signature.outputs[index] for index in outputs]
+        own_shapes = [signature.outputs[i].shape if shapes is None else shapes[i] for i in outputs]
         before = ModelInferResponse(
             outputs=[
                 ModelInferResponse.InferOutputTensor(
-                    name=spec.name, datatype=spec.data_type.name, shape=[rows, *spec.shape]
+                    name=spec.name, datatype=spec.data_type.name, shape=[rows, *shape]
                 )
-                for spec in specs
+                for spec, shape in zip(specs, own_shapes, strict=True)
             ]
         ).SerializeToString()
         self._holes: list[Hole] = []
-        for index, spec in zip(outputs, specs, strict=True):
-            before += _RAW_TAG + varint(rows * spec.item_bytes)
-            self._holes.append(Hole(before, signature.output_offsets[index], spec.item_bytes))
+        for index, spec, shape in zip(outputs, specs, own_shapes, strict=True):
+            item_bytes = spec.bytes_of(shape)
+            before += _RAW_TAG + varint(rows * item_bytes)
+            self._holes.append(Hole(before, signature.output_offsets[index], item_bytes))
             before = b""
 
     def encode(

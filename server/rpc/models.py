@@ -5,8 +5,8 @@ from typing import Any
 import grpc
 
 from scheduler.errors import RequestError
-from scheduler.signature import TensorSpec
 from server.models import ModelTable, ServedModel
+from server.rpc.model_message import spec_message
 from server.status import abort
 from tickring.v1 import model_pb2
 
@@ -64,8 +64,8 @@ class ModelService:
                 model_pb2.ModelVersion(version=str(version), state=self._state(model, version), sha256=digest)
                 for version, digest in sorted(model.sha256.items())
             ],
-            inputs=[_spec(spec) for spec in signature.inputs],
-            outputs=[_spec(spec) for spec in signature.outputs],
+            inputs=[spec_message(spec) for spec in signature.inputs],
+            outputs=[spec_message(spec) for spec in signature.outputs],
             format=model.format,
             is_default=signature.name == self._models.default_name,
             max_rows=model.max_rows,
@@ -75,11 +75,3 @@ class ModelService:
         if version not in model.loaded:
             return model_pb2.MODEL_STATE_AVAILABLE
         return model_pb2.MODEL_STATE_READY if self._models.ready else model_pb2.MODEL_STATE_LOADING
-
-
-def _spec(spec: TensorSpec) -> model_pb2.TensorSpec:
-    return model_pb2.TensorSpec(
-        name=spec.name,
-        data_type=f"DATA_TYPE_{spec.data_type.name}",
-        shape=list(spec.shape),
-    )

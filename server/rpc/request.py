@@ -5,7 +5,7 @@ most the first `MAX_QUOTED` characters of a client's text.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from scheduler.errors import InvalidRequest
 from scheduler.priority import PriorityClass, parse_priority
-from scheduler.signature import DataType, ModelSignature
+from scheduler.signature import DataType, ModelSignature, TensorSpec
 from server.models import ModelTable, ServedModel
 from tickring.v1 import inference_pb2, types_pb2
 
@@ -116,6 +116,7 @@ def check_inputs(
     """The number of rows, and what goes into their slots. Raises InvalidRequest."""
     signature = model.signature
     specs = signature.input_by_name
+    is_dynamic = signature.is_dynamic
     payloads: list[Payload] = []
     seen: set[str] = set()
     rows = 0
@@ -136,6 +137,8 @@ def check_inputs(
                 f"{name} is {_plain(tensor.data_type)}, allowed is {spec.data_type.name}",
             )
         shape = tensor.shape
+        if is_dynamic:
+            spec = _of_shape(spec, shape, f"inputs[{position}].shape")
         _check_shape(f"inputs[{position}].shape", name, shape, spec.shape, model.max_rows)
         if rows not in (0, shape[0]):
             raise InvalidRequest(
@@ -152,21 +155,56 @@ def check_inputs(
             )
         if signature.finite_inputs and spec.data_type.is_float:
             _check_finite(fields.data.format(position), name, data, spec.data_type, shape)
+        elif spec.data_type is DataType.BOOL:
+            _check_bools(fields.data.format(position), name, data, shape)
         payloads.append(Payload(offset, spec.item_bytes, data))
     if len(seen) != len(specs):
         missing = ", ".join(name for name in specs if name not in seen)
         raise InvalidRequest("inputs", f"missing {missing}, needed are {', '.join(specs)}")
+    if is_dynamic:
+        payloads.append(_header(tensors, rows, signature))
     return rows, payloads
+
+
+def _of_shape(spec: TensorSpec, shape: tuple[int, ...], field: str) -> TensorSpec:
+    """The input as it is in this request. Raises InvalidRequest for a shape that it may not have."""
+    if not shape or not spec.allows(shape[1:]):
+        raise _wrong_shape(field, spec.name, shape, spec.allowed_sizes)
+    return spec.of_shape(shape[1:])
+
+
+def _header(tensors: Sequence[GivenTensor], rows: int, signature: ModelSignature) -> Payload:
+    """What tells the engine the shapes of these inputs, which have been checked: the same in each row."""
+    shapes = {tensor.name: tensor.shape[1:] for tensor in tensors}
+    header = signature.input_header.encode([shapes[spec.name] for spec in signature.inputs])
+    return Payload(0, len(header), header * rows)
 
 
 def _check_shape(
     field: str, name: str, shape: tuple[int, ...], item_shape: tuple[int, ...], max_rows: int
 ) -> None:
     if shape[1:] != item_shape or not shape:
-        wanted = ", ".join(["n", *map(str, item_shape)])
-        raise InvalidRequest(field, f"{name} is {_shape(shape)}, allowed is [{wanted}]")
+        raise _wrong_shape(field, name, shape, map(str, item_shape))
     if not 1 <= shape[0] <= max_rows:
         raise InvalidRequest(field, f"{name} has {shape[0]} rows, allowed are 1 to {max_rows}")
+
+
+def _wrong_shape(field: str, name: str, shape: tuple[int, ...], allowed: Iterable[str]) -> InvalidRequest:
+    return InvalidRequest(field, f"{name} is {_shape(shape)}, allowed is [{', '.join(['n', *allowed])}]")
+
+
+def _check_bools(field: str, name: str, data: bytes, shape: tuple[int, ...]) -> None:
+    """What a model makes of a byte that is neither depends on which of its bits an operator looks at."""
+    if data.translate(None, b"\0\1"):
+        values = np.frombuffer(data, np.uint8)
+        first = int(np.argmax(values > 1))
+        raise InvalidRequest(
+            field, f"{_element(name, first, shape)} is the byte {values[first]}, allowed are 0 and 1"
+        )
+
+
+def _element(name: str, at: int, shape: tuple[int, ...]) -> str:
+    return f"{name}[{', '.join(str(i) for i in np.unravel_index(at, shape))}]"
 
 
 def _check_finite(field: str, name: str, data: bytes, data_type: DataType, shape: tuple[int, ...]) -> None:
@@ -180,9 +218,10 @@ def _check_finite(field: str, name: str, data: bytes, data_type: DataType, shape
     if finite.all():
         return
     first = int(np.argmin(finite))
-    index = ", ".join(str(i) for i in np.unravel_index(first, shape))
     raise InvalidRequest(
-        field, f"{name}[{index}] is {values[first]}, allowed are finite values; {(~finite).sum()} are not"
+        field,
+        f"{_element(name, first, shape)} is {values[first]}, allowed are finite values; "
+        f"{(~finite).sum()} are not",
     )
 
 

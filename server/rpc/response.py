@@ -6,11 +6,15 @@ of building five Tensor messages, and it happens for every answer.
 `tests/server/test_response.py` holds the result against protobuf's own encoder.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scheduler.partition import Partition, Submission
 from scheduler.signature import ModelSignature
 from tickring.v1 import inference_pb2, types_pb2
+
+# Of one item, one per output.
+Shapes = Sequence[tuple[int, ...]]
 
 _OUTPUTS_TAG = b"\x22"  # PredictResponse.outputs = 4, length-delimited
 _TIMING_TAG = b"\x2a"  # PredictResponse.timing = 5, length-delimited
@@ -51,22 +55,27 @@ def fill(parts: list[bytes], holes: list[Hole], partition: Partition, submission
 class ResponsePlan:
     """The response of one model for a number of rows and a choice of outputs."""
 
-    def __init__(self, signature: ModelSignature, rows: int, outputs: tuple[int, ...]) -> None:
+    def __init__(
+        self, signature: ModelSignature, rows: int, outputs: tuple[int, ...], shapes: Shapes | None = None
+    ) -> None:
+        """`shapes`: per item, of all outputs of the model; None where they are fixed."""
         head = inference_pb2.PredictResponse(
             model_name=signature.name, model_version=str(signature.version)
         ).SerializeToString()
         self._holes: list[Hole] = []
         for index in outputs:
             spec = signature.outputs[index]
-            size = rows * spec.item_bytes
+            shape = spec.shape if shapes is None else shapes[index]
+            item_bytes = spec.bytes_of(shape)
+            size = rows * item_bytes
             tensor = types_pb2.Tensor(
                 name=spec.name,
                 data_type=f"DATA_TYPE_{spec.data_type.name}",
-                shape=[rows, *spec.shape],
+                shape=[rows, *shape],
             ).SerializeToString()
             tensor += _DATA_TAG + varint(size)
             before = head + _OUTPUTS_TAG + varint(len(tensor) + size) + tensor
-            self._holes.append(Hole(before, signature.output_offsets[index], spec.item_bytes))
+            self._holes.append(Hole(before, signature.output_offsets[index], item_bytes))
             head = b""
 
     def encode(

@@ -187,7 +187,7 @@ async def test_classes_change_without_a_restart(launch: Launch, tmp_path: Path) 
 
         config.write_text("[scheduler.classes.batch_processing]\nqueue_limit = 1\nslack_ms = 40")
         service.signal(signal.SIGHUP)
-        service.wait_for("classes changed")
+        service.wait_for("settings changed")
         refused = await _until_answered(channel, Code.RESOURCE_EXHAUSTED, rows=2, priority=NORMAL)
         assert "0 of 1 are taken" in refused.message
         assert (await unary(channel, window_request(rows=2, priority=URGENT))).code is Code.OK

@@ -132,9 +132,13 @@ async def test_timeout_of_centuries_is_none(channel: grpc.aio.Channel, far: dict
 
 
 async def test_bypassing_shares_no_batch(channel: grpc.aio.Channel) -> None:
-    """Sixteen requests at once, each in a batch of its own rows."""
-    options = inference_pb2.PredictOptions(bypass_batching=True)
-    messages = [streamed(rows, window_request(rows, options=options)) for rows in range(1, 17)]
+    """Sixteen requests at once, each in a batch of its own rows. Urgent ones: bulk is cut to its quantum."""
+    alone = {
+        "options": inference_pb2.PredictOptions(bypass_batching=True),
+        "priority": types_pb2.PRIORITY_REAL_TIME_TRADING,
+        "timeout": {"seconds": 30},
+    }
+    messages = [streamed(rows, window_request(rows, **alone)) for rows in range(1, 17)]
     answers, _ = await exchange(channel, *messages)
     assert {rows: ending.response.timing.batch_size for rows, ending in answers.items()} == {
         rows: rows for rows in range(1, 17)

@@ -10,7 +10,7 @@ hollow   log x, so NaN where x < 0; batches of 2
 import hashlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -31,8 +31,8 @@ SETTINGS = {
     # Longer than any test: what waits for company goes when that comes.
     "TICKRING_SCHEDULER__CLASSES__BACKGROUND_TASKS__MAX_WAIT_MS": "60000",
 }
-# Name, data type and shape of an input or output.
-TensorRow = tuple[str, str, list[int]]
+# Name, data type and shape of an input or output, and the bounds of a dynamic one.
+TensorRow = tuple[str, str, list[int]] | tuple[str, str, list[int], Mapping[str, list[int]]]
 
 
 class Doubler(nn.Module):
@@ -114,6 +114,9 @@ def add_model(
     )
 
 
-def tensor_table(kind: str, name: str, data_type: str, shape: list[int]) -> str:
+def tensor_table(
+    kind: str, name: str, data_type: str, shape: list[int], bounds: Mapping[str, list[int]] | None = None
+) -> str:
     """One `[[inputs]]` or `[[outputs]]` of a manifest."""
-    return f'[[{kind}]]\nname = "{name}"\ndata_type = "{data_type}"\nshape = {shape}\n'
+    table = f'[[{kind}]]\nname = "{name}"\ndata_type = "{data_type}"\nshape = {shape}\n'
+    return table + "".join(f"{key} = {sizes}\n" for key, sizes in (bounds or {}).items())

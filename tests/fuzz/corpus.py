@@ -13,7 +13,9 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from scheduler.signature import DataType
+from server.auth import Role, allowed
 from tests.e2e.calls import tensor, window_request, windows
+from tests.fuzz.tokens import AUTHORIZATION, TOKEN
 from tests.fuzz.wire import Field, parse
 from tickring.kserve import grpc_service_pb2 as kserve
 from tickring.v1 import inference_pb2, model_pb2, types_pb2
@@ -35,7 +37,8 @@ class Rpc:
 
     Attributes:
         seeds: good messages, as trees.
-        allowed: how a call, or a message of an RPC stream, may end, beside OK.
+        allowed: how a call with a token, or a message of an RPC stream, may end, beside OK.
+        is_open: whether it takes no token.
     """
 
     path: str
@@ -45,6 +48,7 @@ class Rpc:
     response: type[Message]
     seeds: Sequence[list[Field]]
     allowed: frozenset[str]
+    is_open: bool
     weight: float
 
     @property
@@ -68,6 +72,7 @@ def _rpc(method: MethodDescriptor) -> Rpc:
     path = f"/{method.containing_service.full_name}/{method.name}"
     good = [message.SerializeToString() for message in _good(path, method.input_type)]
     prediction = path in _PREDICTIONS
+    roles = allowed(path)
     return Rpc(
         path=path,
         client_streams=method.client_streaming,
@@ -75,7 +80,14 @@ def _rpc(method: MethodDescriptor) -> Rpc:
         request=method.input_type,
         response=GetMessageClass(method.output_type),
         seeds=[parse(raw, method.input_type) for raw in good],
-        allowed=REFUSED | LIMITED | LATE | (MODEL_FAILED if prediction else frozenset()),
+        allowed=(
+            REFUSED
+            | LIMITED
+            | LATE
+            | (MODEL_FAILED if prediction else frozenset())
+            | (frozenset({"PERMISSION_DENIED"}) if roles == frozenset({Role.ADMIN}) else frozenset())
+        ),
+        is_open=roles is None,
         # A call with a stream carries some twenty messages.
         weight=1.0 if not prediction or method.client_streaming else 20.0,
     )
@@ -229,10 +241,16 @@ _PREDICTIONS = {
 
 
 def draw_metadata(rng: random.Random) -> list[tuple[str, str | bytes]]:
-    """What a call brings beside its message; the raw streams send what gRPC would not."""
-    found: list[tuple[str, str | bytes]] = []
+    """What a call brings beside its message; the raw streams send what gRPC would not.
+
+    As a rule the campaign's token is the first of it.
+    """
+    bad = ("Bearer x", "Bearer", "Basic " + "y" * 500, "", f"bearer  {TOKEN}")
+    found: list[tuple[str, str | bytes]] = [AUTHORIZATION]
+    if rng.random() < 0.03:
+        found = [("authorization", rng.choice(bad))] if rng.random() < 0.7 else []
     for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 5))):
-        match rng.randrange(6):
+        match rng.randrange(5):
             case 0:
                 priorities = (
                     "high",
@@ -252,8 +270,6 @@ def draw_metadata(rng: random.Random) -> list[tuple[str, str | bytes]]:
             case 2:
                 found.append(("traceparent", "00-" + rng.randbytes(rng.choice((0, 16, 24))).hex() + "-zz"))
             case 3:
-                found.append(("authorization", rng.choice(("Bearer x", "Bearer", "Basic " + "y" * 500, ""))))
-            case 4:
                 name = rng.choice(("grpc-trace-bin", "grpc-tags-bin", "grpc-status-details-bin"))
                 found.append((name, rng.randbytes(rng.choice((0, 1, 200)))))
             case _:

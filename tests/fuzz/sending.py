@@ -15,10 +15,12 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionResponse
 
 from tests.e2e.calls import DETAILS_TRAILER, OWN_CONNECTION
 from tests.fuzz.corpus import Rpc, draw_metadata
 from tests.fuzz.mutations import mutate
+from tests.fuzz.tokens import AUTHORIZATION
 from tests.fuzz.wire import encode
 from tickring.kserve import grpc_service_pb2 as kserve
 from tickring.v1 import inference_pb2
@@ -201,6 +203,8 @@ class Sender:
 def _may_end(plan: Plan, end: str) -> bool:
     if end == "OK" or end in plan.rpc.allowed or (end == WRITE_BROKE and plan.rpc.client_streams):
         return True
+    if end == "UNAUTHENTICATED":
+        return not plan.rpc.is_open and AUTHORIZATION not in plan.metadata
     return end == CANCELLED_HERE and plan.cancel_after_s is not None
 
 
@@ -252,6 +256,8 @@ def _of_status(status: Status) -> str:
 
 def _check_response(rpc: Rpc, raw: bytes) -> str:
     """The end of a message, by its answer."""
+    if rpc.response is ServerReflectionResponse:
+        return "OK"  # repeats the request in itself, which may nest deeper than a parser goes
     try:
         message: Message = rpc.response.FromString(raw)
     except DecodeError:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.e2e.calls import OWN_CONNECTION, PREDICT, PREDICT_STREAM, array, streamed, window_request, windows
+from tests.fuzz.tokens import AUTHORIZATION
 from tickring.kserve import grpc_service_pb2 as kserve
 from tickring.v1 import inference_pb2
 
@@ -112,9 +113,7 @@ class Witness:
         self.seconds.append(time.monotonic() - started_s)
 
     async def _predict(self, channel: grpc.aio.Channel, _number: int) -> Probabilities:
-        raw = await channel.unary_unary(PREDICT, None, None)(
-            self._request.SerializeToString(), timeout=LATE_S
-        )
+        raw = await _unary(channel, PREDICT, self._request.SerializeToString())
         return _probabilities(inference_pb2.PredictResponse.FromString(raw))
 
     async def _predict_stream(self, channel: grpc.aio.Channel, number: int) -> Probabilities:
@@ -126,7 +125,7 @@ class Witness:
 
     async def _model_infer(self, channel: grpc.aio.Channel, number: int) -> Probabilities:
         self._infer.id = str(number)
-        raw = await channel.unary_unary(INFER, None, None)(self._infer.SerializeToString(), timeout=LATE_S)
+        raw = await _unary(channel, INFER, self._infer.SerializeToString())
         return _raw_probabilities(kserve.ModelInferResponse.FromString(raw), str(number))
 
     async def _model_stream_infer(self, channel: grpc.aio.Channel, number: int) -> Probabilities:
@@ -137,10 +136,15 @@ class Witness:
         return _raw_probabilities(answer.infer_response, str(number))
 
 
+async def _unary(channel: grpc.aio.Channel, method: str, message: bytes) -> bytes:
+    rpc: Any = channel.unary_unary(method, None, None)
+    return bytes(await rpc(message, timeout=LATE_S, metadata=(AUTHORIZATION,)))
+
+
 async def _one_of_a_stream(channel: grpc.aio.Channel, method: str, message: bytes) -> bytes:
     """The answer to the one message of an RPC stream, which must then end with OK."""
     rpc: Any = channel.stream_stream(method, None, None)
-    call = rpc(timeout=LATE_S)
+    call = rpc(timeout=LATE_S, metadata=(AUTHORIZATION,))
     await call.write(message)
     await call.done_writing()
     answers = [raw async for raw in call]

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
 
 from tests.e2e.service import Line, Service, clean_environment
+from tests.fuzz import tokens
 
 SLOTS = 2048
 # Small, so that messages around it are cheap.
@@ -36,7 +39,9 @@ class World:
     """A server and a witness. Both end with the context."""
 
     def __enter__(self) -> Self:
-        self.service = Service(settings=SETTINGS)
+        self._folder = TemporaryDirectory(prefix="tickring-fuzz-")
+        tokens_file = tokens.write(Path(self._folder.name))
+        self.service = Service(settings=SETTINGS | {"TICKRING_AUTH__TOKENS_FILE": str(tokens_file)})
         try:
             self.service.ready()
             self._url: str = self.service.wait_for("ready")["status"]
@@ -52,6 +57,7 @@ class World:
             )
         except BaseException:
             self.service.kill()
+            self._folder.cleanup()
             raise
         if self._said() != "calling":
             self.__exit__(None, None, None)
@@ -65,7 +71,7 @@ class World:
         traceback: TracebackType | None,
     ) -> None:
         self._witness.kill()
-        with self._witness:  # closes its pipes
+        with self._witness, self._folder:  # closes its pipes
             self.service.kill()
 
     @property
@@ -74,8 +80,8 @@ class World:
         return self.service.target
 
     def memory_bytes(self) -> dict[str, int]:
-        """Resident memory of each process, by name."""
-        return {name: psutil.Process(pid).memory_info().rss for name, pid in self._pids.items()}
+        """Resident memory of each process, by name; 0 where it is gone."""
+        return {name: _memory_bytes(pid) for name, pid in self._pids.items()}
 
     def dismiss_witness(self) -> dict[str, Any]:
         """Its account; it calls no more."""
@@ -134,6 +140,13 @@ def log_problems(lines: list[Line]) -> list[str]:
         if line.get("level") in ("error", "critical")
         or any(word in str(line) for word in ("Traceback", "Exception", "exception"))
     ][:20]
+
+
+def _memory_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def _unsettled(status: dict[str, Any]) -> dict[str, Any]:

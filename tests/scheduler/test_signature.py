@@ -5,15 +5,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.signature import ALIGNMENT_BYTES, DataType, ModelSignature, TensorSpec, row_bytes
+from scheduler.signature import (
+    ALIGNMENT_BYTES,
+    DataType,
+    ModelSignature,
+    ShapeHeader,
+    TensorSpec,
+    row_bytes,
+)
 from tickring.v1 import types_pb2
 
 SHAPES = st.lists(st.integers(1, 9), max_size=3).map(tuple)
-SPECS = st.lists(
-    st.builds(TensorSpec, name=st.just("t"), data_type=st.sampled_from(DataType), shape=SHAPES),
-    min_size=1,
-    max_size=6,
-).map(tuple)
+
+
+@st.composite
+def dynamic_specs(draw: st.DrawFn) -> TensorSpec:
+    """Some dimensions may have any size from a smallest to a largest."""
+    dimensions = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.booleans()), max_size=3))
+    shape = tuple(-1 if is_open else low for low, _, is_open in dimensions)
+    if -1 not in shape:
+        return TensorSpec("t", draw(st.sampled_from(DataType)), shape)
+    largest = tuple(low + more if is_open else low for low, more, is_open in dimensions)
+    smallest = tuple(low for low, _, _ in dimensions)
+    return TensorSpec("t", draw(st.sampled_from(DataType)), shape, largest, smallest)
+
+
+FIXED = st.builds(TensorSpec, name=st.just("t"), data_type=st.sampled_from(DataType), shape=SHAPES)
+SPECS = st.lists(FIXED, min_size=1, max_size=6).map(tuple)
+ANY_SPECS = st.lists(FIXED | dynamic_specs(), min_size=1, max_size=6).map(tuple)
 SIGNATURE = ModelSignature(
     name="m",
     version=1,
@@ -22,15 +41,19 @@ SIGNATURE = ModelSignature(
 )
 
 
-@given(specs=SPECS)
+@given(specs=ANY_SPECS)
 def test_tensors_follow_each_other_without_meeting(specs: tuple[TensorSpec, ...]) -> None:
-    """Each on a cache line of its own, in order, with less than a line between, and all inside the row."""
+    """Each on a cache line of its own, in order, with less than a line between, and all inside the row.
+
+    The header is before the first, and takes nothing where nothing is dynamic.
+    """
     signature = ModelSignature("m", 1, specs, specs[::-1])
-    for its, offsets, row in (
-        (signature.inputs, signature.input_offsets, signature.input_row_bytes),
-        (signature.outputs, signature.output_offsets, signature.output_row_bytes),
+    for its, offsets, row, header in (
+        (signature.inputs, signature.input_offsets, signature.input_row_bytes, signature.input_header),
+        (signature.outputs, signature.output_offsets, signature.output_row_bytes, signature.output_header),
     ):
-        end = 0
+        end = header.size_bytes
+        assert end == 4 * sum(spec.shape.count(-1) for spec in its)
         for spec, offset in zip(its, offsets, strict=True):
             assert offset % ALIGNMENT_BYTES == 0
             assert 0 <= offset - end < ALIGNMENT_BYTES
@@ -43,6 +66,40 @@ def test_tensors_follow_each_other_without_meeting(specs: tuple[TensorSpec, ...]
 def test_bytes_of_an_item_are_numpys(spec: TensorSpec) -> None:
     """Also of a scalar."""
     assert spec.item_bytes == np.zeros(spec.shape, spec.data_type.dtype).nbytes
+
+
+@given(specs=ANY_SPECS, data=st.data())
+def test_a_header_brings_every_shape_back(specs: tuple[TensorSpec, ...], data: st.DataObject) -> None:
+    """Any that the manifest allows."""
+    shapes = [
+        tuple(
+            data.draw(st.integers(low, high)) for low, high in zip(spec.smallest, spec.largest, strict=True)
+        )
+        for spec in specs
+    ]
+    header = ShapeHeader(specs)
+    encoded = header.encode(shapes)
+    assert len(encoded) == header.size_bytes
+    assert header.decode(encoded) == shapes
+    for spec, shape in zip(specs, shapes, strict=True):
+        assert spec.allows(shape)
+        assert spec.bytes_of(shape) <= spec.item_bytes
+        assert spec.of_shape(shape).item_bytes == np.zeros(shape, spec.data_type.dtype).nbytes
+
+
+@pytest.mark.parametrize("size", [-1, 0, 2, 10, 2**31 - 1])
+def test_a_header_that_nobody_wrote_is_refused(size: int) -> None:
+    """What lies in shared memory is not believed."""
+    header = ShapeHeader([TensorSpec("t", DataType.INT8, (-1, 2), (9, 2), (3, 2))])
+    message = rf"a row says that t is \[{size}, 2\], allowed is \[3 to 9, 2\]"
+    with pytest.raises(ValueError, match=message):
+        header.decode(np.array([size], "<i4").tobytes())
+
+
+def test_sizes_for_people() -> None:
+    assert TensorSpec("t", DataType.INT8, (-1, 2), (9, 2), (3, 2)).allowed_sizes == ("3 to 9", "2")
+    assert TensorSpec("t", DataType.INT8, (-1, 2), (9, 2)).allowed_sizes == ("0 to 9", "2")
+    assert TensorSpec("t", DataType.INT8, ()).allowed_sizes == ()
 
 
 def test_a_model_that_is_written_out() -> None:

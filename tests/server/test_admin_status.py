@@ -55,7 +55,7 @@ def test_counts_are_those_of_the_books(front_end: FrontEnd) -> None:
 def test_every_field_of_a_process_is_filled(front_end: FrontEnd) -> None:
     """None is forgotten, nor one added to the messages later, and none has the number of another."""
     found, _ = status(front_end)
-    expected = {}
+    expected: dict[int, dict[str, int]] = {}
     for entry in (found["frontends"][0], found["frontends"][0]["ended"], found["engines"][0]):
         counts = [name for name, value in entry.items() if type(value) is int]
         entry.update({name: 100 * (len(expected) + 1) + index for index, name in enumerate(counts)})

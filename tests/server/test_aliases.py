@@ -1,6 +1,9 @@
 """What a manifest may call its versions; one manifest read again; the model of requests that name none."""
 
 import hashlib
+import os
+import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +104,24 @@ def test_a_manifest_that_names_another_file_is_another_version(model: Path) -> N
     assert after is not None
     assert (before.find(1), before.find(2).sha256) == (after.find(1), hashlib.sha256(FILE % 2).hexdigest())
     assert after.latest == replace(before.latest, sha256=mended)
+
+
+def test_a_folder_that_goes_while_it_is_read(model: Path) -> None:
+    """Is a problem like others: whoever looks at the repository now and then looks again."""
+    manifest = model / "model.toml"
+    manifest.unlink()
+    os.mkfifo(manifest)
+
+    def remove() -> None:
+        with manifest.open("w") as pipe:  # once somebody reads it
+            shutil.rmtree(model)
+            pipe.write(TWO)
+
+    thread = threading.Thread(target=remove, daemon=True)
+    thread.start()
+    lines = problems(model.parent)
+    thread.join()
+    assert lines[-1] == "spread: must be a readable folder: No such file or directory"
 
 
 # -- the default --------------------------------------------------------------------------------

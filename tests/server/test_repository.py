@@ -215,7 +215,8 @@ def test_a_default_priority_by_any_of_its_names(model: Path, priority: str) -> N
 
 TYPES = "BOOL, UINT8, INT8, INT16, INT32, INT64, FP16, FP32, FP64"
 NAMES = "must be letters, digits, _ . or -, the first no . or -"
-SIZES = "must be a list of positive sizes, without the batch"
+TENSOR_KEYS = "name, data_type, shape, max_shape, min_shape"
+SIZES = "must be a list of positive sizes, or -1 for a dynamic one, without the batch"
 HEX = "must be 64 lower-case hexadecimal digits"
 TOP_KEYS = (
     "name, description, format, precision, finite_inputs, finite_outputs, inputs, outputs, "
@@ -243,9 +244,9 @@ BAD_MANIFESTS = [
     ('name = "session"', "name = 1", f"inputs[1].name = 1: {NAMES}"),
     ('"UINT8"', '"UINT16"', f"inputs[1].data_type = UINT16: must be one of {TYPES}"),
     ('"UINT8"', '["FP32"]', f'inputs[1].data_type = ["FP32"]: must be one of {TYPES}'),
-    ('"UINT8"', '"UINT8"\ndtype = 1', "inputs[1].dtype = 1: is no key, allowed are name, data_type, shape"),
+    ('"UINT8"', '"UINT8"\ndtype = 1', f"inputs[1].dtype = 1: is no key, allowed are {TENSOR_KEYS}"),
     ("[50, 60]", "[0, 60]", f"inputs[0].shape = [0, 60]: {SIZES}"),
-    ("[50, 60]", "[-1, 60]", f"inputs[0].shape = [-1, 60]: {SIZES}"),
+    ("[50, 60]", "[-2, 60]", f"inputs[0].shape = [-2, 60]: {SIZES}"),
     ("[50, 60]", "[50.0, 60]", f"inputs[0].shape = [50.0, 60]: {SIZES}"),
     ("[50, 60]", "[true]", f"inputs[0].shape = [true]: {SIZES}"),
     ("[50, 60]", "3000", f"inputs[0].shape = 3000: {SIZES}"),

@@ -23,66 +23,71 @@ _sym_db = _symbol_database.Default()
 
 
 from tickring.v1 import model_pb2 as tickring_dot_v1_dot_model__pb2
+from tickring.v1 import status_pb2 as tickring_dot_v1_dot_status__pb2
 from tickring.v1 import types_pb2 as tickring_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tickring/v1/admin.proto\x12\x0btickring.v1\x1a\x17tickring/v1/model.proto\x1a\x17tickring/v1/types.proto\"=\n\x10LoadModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tickring.v1.Model\"?\n\x12UnloadModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\x15\n\x13UnloadModelResponse\"\x13\n\x11SetTrafficRequest\"\x14\n\x12SetTrafficResponse\"\x14\n\x12GetSettingsRequest\"_\n\x13GetSettingsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12&\n\x08settings\x18\x02 \x03(\x0b\x32\x14.tickring.v1.Setting\x12\x0f\n\x07profile\x18\x03 \x01(\t\"b\n\x07Setting\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12*\n\x06\x65\x66\x66\x65\x63t\x18\x04 \x01(\x0e\x32\x1a.tickring.v1.SettingEffect\"u\n\x15UpdateSettingsRequest\x12+\n\x07updates\x18\x01 \x03(\x0b\x32\x1a.tickring.v1.SettingUpdate\x12\x18\n\x10\x65xpected_version\x18\x02 \x01(\x03\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\";\n\rSettingUpdate\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_value\"@\n\x16UpdateSettingsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x15\n\rchanged_paths\x18\x02 \x03(\t\"\x12\n\x10GetStatusRequest\"\x9c\x01\n\x11GetStatusResponse\x12\x11\n\tuptime_ns\x18\x01 \x01(\x04\x12\x18\n\x10settings_version\x18\x02 \x01(\x03\x12.\n\tfrontends\x18\x03 \x03(\x0b\x32\x1b.tickring.v1.FrontendStatus\x12*\n\x07\x65ngines\x18\x04 \x03(\x0b\x32\x19.tickring.v1.EngineStatus\"\xb2\x01\n\x0e\x46rontendStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08restarts\x18\x02 \x01(\x04\x12\x10\n\x08\x61\x64mitted\x18\x03 \x01(\x04\x12&\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x17.tickring.v1.EndedItems\x12\x0c\n\x04open\x18\x05 \x01(\x04\x12\x13\n\x0bundelivered\x18\x06 \x01(\x04\x12\x0f\n\x07\x63orrupt\x18\x07 \x01(\x04\x12\x12\n\nslots_free\x18\x08 \x01(\x04\"q\n\nEndedItems\x12\x0e\n\x06result\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\x04\x12\x12\n\nnon_finite\x18\x03 \x01(\x04\x12\x0f\n\x07\x65xpired\x18\x04 \x01(\x04\x12\x11\n\tcancelled\x18\x05 \x01(\x04\x12\x0c\n\x04lost\x18\x06 \x01(\x04\"\xdf\x02\n\x0c\x45ngineStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x10\n\x08restarts\x18\x04 \x01(\x04\x12\x39\n\x08readings\x18\x05 \x03(\x0b\x32\'.tickring.v1.EngineStatus.ReadingsEntry\x12\r\n\x05taken\x18\x06 \x01(\x04\x12\x11\n\tcompleted\x18\x07 \x01(\x04\x12\x0c\n\x04lost\x18\x08 \x01(\x04\x12\x11\n\tdiscarded\x18\t \x01(\x04\x12\x0f\n\x07\x62\x61tches\x18\n \x01(\x04\x12\x0f\n\x07\x63orrupt\x18\x0b \x01(\x04\x12\x0f\n\x07waiting\x18\x0c \x01(\x04\x12.\n\x06models\x18\r \x03(\x0b\x32\x1e.tickring.v1.EngineModelStatus\x1a/\n\rReadingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xbb\x01\n\x11\x45ngineModelStatus\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12(\n\x06queued\x18\x03 \x03(\x0b\x32\x18.tickring.v1.QueuedItems\x12\x13\n\x0btarget_size\x18\x04 \x01(\r\x12\x0f\n\x07item_ns\x18\x05 \x01(\x04\x12+\n\x07latency\x18\x06 \x03(\x0b\x32\x1a.tickring.v1.BucketLatency\"E\n\x0bQueuedItems\x12\'\n\x08priority\x18\x01 \x01(\x0e\x32\x15.tickring.v1.Priority\x12\r\n\x05items\x18\x02 \x01(\x04\"C\n\rBucketLatency\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\x11\n\tmedian_ns\x18\x02 \x01(\x04\x12\x0f\n\x07high_ns\x18\x03 \x01(\x04\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse*\x80\x01\n\rSettingEffect\x12\x1e\n\x1aSETTING_EFFECT_UNSPECIFIED\x10\x00\x12\x17\n\x13SETTING_EFFECT_LIVE\x10\x01\x12\x1a\n\x16SETTING_EFFECT_ENGINES\x10\x02\x12\x1a\n\x16SETTING_EFFECT_RESTART\x10\x03\x32\xb4\x04\n\x0c\x41\x64minService\x12J\n\tLoadModel\x12\x1d.tickring.v1.LoadModelRequest\x1a\x1e.tickring.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.tickring.v1.UnloadModelRequest\x1a .tickring.v1.UnloadModelResponse\x12M\n\nSetTraffic\x12\x1e.tickring.v1.SetTrafficRequest\x1a\x1f.tickring.v1.SetTrafficResponse\x12P\n\x0bGetSettings\x12\x1f.tickring.v1.GetSettingsRequest\x1a .tickring.v1.GetSettingsResponse\x12Y\n\x0eUpdateSettings\x12\".tickring.v1.UpdateSettingsRequest\x1a#.tickring.v1.UpdateSettingsResponse\x12J\n\tGetStatus\x12\x1d.tickring.v1.GetStatusRequest\x1a\x1e.tickring.v1.GetStatusResponse\x12>\n\x05\x44rain\x12\x19.tickring.v1.DrainRequest\x1a\x1a.tickring.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tickring/v1/admin.proto\x12\x0btickring.v1\x1a\x17tickring/v1/model.proto\x1a\x18tickring/v1/status.proto\x1a\x17tickring/v1/types.proto\"=\n\x10LoadModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tickring.v1.Model\"?\n\x12UnloadModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\x15\n\x13UnloadModelResponse\"\x13\n\x11SetTrafficRequest\"\x14\n\x12SetTrafficResponse\"\x14\n\x12GetSettingsRequest\"_\n\x13GetSettingsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12&\n\x08settings\x18\x02 \x03(\x0b\x32\x14.tickring.v1.Setting\x12\x0f\n\x07profile\x18\x03 \x01(\t\"b\n\x07Setting\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12*\n\x06\x65\x66\x66\x65\x63t\x18\x04 \x01(\x0e\x32\x1a.tickring.v1.SettingEffect\"u\n\x15UpdateSettingsRequest\x12+\n\x07updates\x18\x01 \x03(\x0b\x32\x1a.tickring.v1.SettingUpdate\x12\x18\n\x10\x65xpected_version\x18\x02 \x01(\x03\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\";\n\rSettingUpdate\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_value\"@\n\x16UpdateSettingsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x15\n\rchanged_paths\x18\x02 \x03(\t\" \n\x10GetStatusRequest\x12\x0c\n\x04\x64\x65\x65p\x18\x01 \x01(\x08\"\xa4\x03\n\x11GetStatusResponse\x12\x11\n\tuptime_ns\x18\x01 \x01(\x04\x12\x18\n\x10settings_version\x18\x02 \x01(\x03\x12.\n\tfrontends\x18\x03 \x03(\x0b\x32\x1b.tickring.v1.FrontendStatus\x12*\n\x07\x65ngines\x18\x04 \x03(\x0b\x32\x19.tickring.v1.EngineStatus\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\'\n\x08\x61\x63tivity\x18\x07 \x03(\x0b\x32\x15.tickring.v1.Activity\x12>\n\x08readings\x18\x08 \x03(\x0b\x32,.tickring.v1.GetStatusResponse.ReadingsEntry\x12#\n\x03slo\x18\t \x01(\x0b\x32\x16.tickring.v1.SloReport\x12\'\n\x06health\x18\n \x01(\x0b\x32\x17.tickring.v1.DeepHealth\x1a/\n\rReadingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xb2\x01\n\x0e\x46rontendStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08restarts\x18\x02 \x01(\x04\x12\x10\n\x08\x61\x64mitted\x18\x03 \x01(\x04\x12&\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x17.tickring.v1.EndedItems\x12\x0c\n\x04open\x18\x05 \x01(\x04\x12\x13\n\x0bundelivered\x18\x06 \x01(\x04\x12\x0f\n\x07\x63orrupt\x18\x07 \x01(\x04\x12\x12\n\nslots_free\x18\x08 \x01(\x04\"q\n\nEndedItems\x12\x0e\n\x06result\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\x04\x12\x12\n\nnon_finite\x18\x03 \x01(\x04\x12\x0f\n\x07\x65xpired\x18\x04 \x01(\x04\x12\x11\n\tcancelled\x18\x05 \x01(\x04\x12\x0c\n\x04lost\x18\x06 \x01(\x04\"\xdf\x02\n\x0c\x45ngineStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x10\n\x08restarts\x18\x04 \x01(\x04\x12\x39\n\x08readings\x18\x05 \x03(\x0b\x32\'.tickring.v1.EngineStatus.ReadingsEntry\x12\r\n\x05taken\x18\x06 \x01(\x04\x12\x11\n\tcompleted\x18\x07 \x01(\x04\x12\x0c\n\x04lost\x18\x08 \x01(\x04\x12\x11\n\tdiscarded\x18\t \x01(\x04\x12\x0f\n\x07\x62\x61tches\x18\n \x01(\x04\x12\x0f\n\x07\x63orrupt\x18\x0b \x01(\x04\x12\x0f\n\x07waiting\x18\x0c \x01(\x04\x12.\n\x06models\x18\r \x03(\x0b\x32\x1e.tickring.v1.EngineModelStatus\x1a/\n\rReadingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xbb\x01\n\x11\x45ngineModelStatus\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12(\n\x06queued\x18\x03 \x03(\x0b\x32\x18.tickring.v1.QueuedItems\x12\x13\n\x0btarget_size\x18\x04 \x01(\r\x12\x0f\n\x07item_ns\x18\x05 \x01(\x04\x12+\n\x07latency\x18\x06 \x03(\x0b\x32\x1a.tickring.v1.BucketLatency\"E\n\x0bQueuedItems\x12\'\n\x08priority\x18\x01 \x01(\x0e\x32\x15.tickring.v1.Priority\x12\r\n\x05items\x18\x02 \x01(\x04\"C\n\rBucketLatency\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\x11\n\tmedian_ns\x18\x02 \x01(\x04\x12\x0f\n\x07high_ns\x18\x03 \x01(\x04\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse*\x80\x01\n\rSettingEffect\x12\x1e\n\x1aSETTING_EFFECT_UNSPECIFIED\x10\x00\x12\x17\n\x13SETTING_EFFECT_LIVE\x10\x01\x12\x1a\n\x16SETTING_EFFECT_ENGINES\x10\x02\x12\x1a\n\x16SETTING_EFFECT_RESTART\x10\x03\x32\xb4\x04\n\x0c\x41\x64minService\x12J\n\tLoadModel\x12\x1d.tickring.v1.LoadModelRequest\x1a\x1e.tickring.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.tickring.v1.UnloadModelRequest\x1a .tickring.v1.UnloadModelResponse\x12M\n\nSetTraffic\x12\x1e.tickring.v1.SetTrafficRequest\x1a\x1f.tickring.v1.SetTrafficResponse\x12P\n\x0bGetSettings\x12\x1f.tickring.v1.GetSettingsRequest\x1a .tickring.v1.GetSettingsResponse\x12Y\n\x0eUpdateSettings\x12\".tickring.v1.UpdateSettingsRequest\x1a#.tickring.v1.UpdateSettingsResponse\x12J\n\tGetStatus\x12\x1d.tickring.v1.GetStatusRequest\x1a\x1e.tickring.v1.GetStatusResponse\x12>\n\x05\x44rain\x12\x19.tickring.v1.DrainRequest\x1a\x1a.tickring.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tickring.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GETSTATUSRESPONSE_READINGSENTRY']._loaded_options = None
+  _globals['_GETSTATUSRESPONSE_READINGSENTRY']._serialized_options = b'8\001'
   _globals['_ENGINESTATUS_READINGSENTRY']._loaded_options = None
   _globals['_ENGINESTATUS_READINGSENTRY']._serialized_options = b'8\001'
-  _globals['_SETTINGEFFECT']._serialized_start=1998
-  _globals['_SETTINGEFFECT']._serialized_end=2126
-  _globals['_LOADMODELREQUEST']._serialized_start=90
-  _globals['_LOADMODELREQUEST']._serialized_end=151
-  _globals['_LOADMODELRESPONSE']._serialized_start=153
-  _globals['_LOADMODELRESPONSE']._serialized_end=207
-  _globals['_UNLOADMODELREQUEST']._serialized_start=209
-  _globals['_UNLOADMODELREQUEST']._serialized_end=272
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=274
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=295
-  _globals['_SETTRAFFICREQUEST']._serialized_start=297
-  _globals['_SETTRAFFICREQUEST']._serialized_end=316
-  _globals['_SETTRAFFICRESPONSE']._serialized_start=318
-  _globals['_SETTRAFFICRESPONSE']._serialized_end=338
-  _globals['_GETSETTINGSREQUEST']._serialized_start=340
-  _globals['_GETSETTINGSREQUEST']._serialized_end=360
-  _globals['_GETSETTINGSRESPONSE']._serialized_start=362
-  _globals['_GETSETTINGSRESPONSE']._serialized_end=457
-  _globals['_SETTING']._serialized_start=459
-  _globals['_SETTING']._serialized_end=557
-  _globals['_UPDATESETTINGSREQUEST']._serialized_start=559
-  _globals['_UPDATESETTINGSREQUEST']._serialized_end=676
-  _globals['_SETTINGUPDATE']._serialized_start=678
-  _globals['_SETTINGUPDATE']._serialized_end=737
-  _globals['_UPDATESETTINGSRESPONSE']._serialized_start=739
-  _globals['_UPDATESETTINGSRESPONSE']._serialized_end=803
-  _globals['_GETSTATUSREQUEST']._serialized_start=805
-  _globals['_GETSTATUSREQUEST']._serialized_end=823
-  _globals['_GETSTATUSRESPONSE']._serialized_start=826
-  _globals['_GETSTATUSRESPONSE']._serialized_end=982
-  _globals['_FRONTENDSTATUS']._serialized_start=985
-  _globals['_FRONTENDSTATUS']._serialized_end=1163
-  _globals['_ENDEDITEMS']._serialized_start=1165
-  _globals['_ENDEDITEMS']._serialized_end=1278
-  _globals['_ENGINESTATUS']._serialized_start=1281
-  _globals['_ENGINESTATUS']._serialized_end=1632
-  _globals['_ENGINESTATUS_READINGSENTRY']._serialized_start=1585
-  _globals['_ENGINESTATUS_READINGSENTRY']._serialized_end=1632
-  _globals['_ENGINEMODELSTATUS']._serialized_start=1635
-  _globals['_ENGINEMODELSTATUS']._serialized_end=1822
-  _globals['_QUEUEDITEMS']._serialized_start=1824
-  _globals['_QUEUEDITEMS']._serialized_end=1893
-  _globals['_BUCKETLATENCY']._serialized_start=1895
-  _globals['_BUCKETLATENCY']._serialized_end=1962
-  _globals['_DRAINREQUEST']._serialized_start=1964
-  _globals['_DRAINREQUEST']._serialized_end=1978
-  _globals['_DRAINRESPONSE']._serialized_start=1980
-  _globals['_DRAINRESPONSE']._serialized_end=1995
-  _globals['_ADMINSERVICE']._serialized_start=2129
-  _globals['_ADMINSERVICE']._serialized_end=2693
+  _globals['_SETTINGEFFECT']._serialized_start=2302
+  _globals['_SETTINGEFFECT']._serialized_end=2430
+  _globals['_LOADMODELREQUEST']._serialized_start=116
+  _globals['_LOADMODELREQUEST']._serialized_end=177
+  _globals['_LOADMODELRESPONSE']._serialized_start=179
+  _globals['_LOADMODELRESPONSE']._serialized_end=233
+  _globals['_UNLOADMODELREQUEST']._serialized_start=235
+  _globals['_UNLOADMODELREQUEST']._serialized_end=298
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=300
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=321
+  _globals['_SETTRAFFICREQUEST']._serialized_start=323
+  _globals['_SETTRAFFICREQUEST']._serialized_end=342
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=344
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=364
+  _globals['_GETSETTINGSREQUEST']._serialized_start=366
+  _globals['_GETSETTINGSREQUEST']._serialized_end=386
+  _globals['_GETSETTINGSRESPONSE']._serialized_start=388
+  _globals['_GETSETTINGSRESPONSE']._serialized_end=483
+  _globals['_SETTING']._serialized_start=485
+  _globals['_SETTING']._serialized_end=583
+  _globals['_UPDATESETTINGSREQUEST']._serialized_start=585
+  _globals['_UPDATESETTINGSREQUEST']._serialized_end=702
+  _globals['_SETTINGUPDATE']._serialized_start=704
+  _globals['_SETTINGUPDATE']._serialized_end=763
+  _globals['_UPDATESETTINGSRESPONSE']._serialized_start=765
+  _globals['_UPDATESETTINGSRESPONSE']._serialized_end=829
+  _globals['_GETSTATUSREQUEST']._serialized_start=831
+  _globals['_GETSTATUSREQUEST']._serialized_end=863
+  _globals['_GETSTATUSRESPONSE']._serialized_start=866
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1286
+  _globals['_GETSTATUSRESPONSE_READINGSENTRY']._serialized_start=1239
+  _globals['_GETSTATUSRESPONSE_READINGSENTRY']._serialized_end=1286
+  _globals['_FRONTENDSTATUS']._serialized_start=1289
+  _globals['_FRONTENDSTATUS']._serialized_end=1467
+  _globals['_ENDEDITEMS']._serialized_start=1469
+  _globals['_ENDEDITEMS']._serialized_end=1582
+  _globals['_ENGINESTATUS']._serialized_start=1585
+  _globals['_ENGINESTATUS']._serialized_end=1936
+  _globals['_ENGINESTATUS_READINGSENTRY']._serialized_start=1239
+  _globals['_ENGINESTATUS_READINGSENTRY']._serialized_end=1286
+  _globals['_ENGINEMODELSTATUS']._serialized_start=1939
+  _globals['_ENGINEMODELSTATUS']._serialized_end=2126
+  _globals['_QUEUEDITEMS']._serialized_start=2128
+  _globals['_QUEUEDITEMS']._serialized_end=2197
+  _globals['_BUCKETLATENCY']._serialized_start=2199
+  _globals['_BUCKETLATENCY']._serialized_end=2266
+  _globals['_DRAINREQUEST']._serialized_start=2268
+  _globals['_DRAINREQUEST']._serialized_end=2282
+  _globals['_DRAINRESPONSE']._serialized_start=2284
+  _globals['_DRAINRESPONSE']._serialized_end=2299
+  _globals['_ADMINSERVICE']._serialized_start=2433
+  _globals['_ADMINSERVICE']._serialized_end=2997
 # @@protoc_insertion_point(module_scope)

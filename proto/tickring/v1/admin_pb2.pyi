@@ -1,4 +1,5 @@
 from tickring.v1 import model_pb2 as _model_pb2
+from tickring.v1 import status_pb2 as _status_pb2
 from tickring.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -107,20 +108,41 @@ class UpdateSettingsResponse(_message.Message):
     def __init__(self, version: _Optional[int] = ..., changed_paths: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("deep",)
+    DEEP_FIELD_NUMBER: _ClassVar[int]
+    deep: bool
+    def __init__(self, deep: _Optional[bool] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("uptime_ns", "settings_version", "frontends", "engines")
+    __slots__ = ("uptime_ns", "settings_version", "frontends", "engines", "state", "profile", "activity", "readings", "slo", "health")
+    class ReadingsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     UPTIME_NS_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_VERSION_FIELD_NUMBER: _ClassVar[int]
     FRONTENDS_FIELD_NUMBER: _ClassVar[int]
     ENGINES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    READINGS_FIELD_NUMBER: _ClassVar[int]
+    SLO_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
     uptime_ns: int
     settings_version: int
     frontends: _containers.RepeatedCompositeFieldContainer[FrontendStatus]
     engines: _containers.RepeatedCompositeFieldContainer[EngineStatus]
-    def __init__(self, uptime_ns: _Optional[int] = ..., settings_version: _Optional[int] = ..., frontends: _Optional[_Iterable[_Union[FrontendStatus, _Mapping]]] = ..., engines: _Optional[_Iterable[_Union[EngineStatus, _Mapping]]] = ...) -> None: ...
+    state: str
+    profile: str
+    activity: _containers.RepeatedCompositeFieldContainer[_status_pb2.Activity]
+    readings: _containers.ScalarMap[str, float]
+    slo: _status_pb2.SloReport
+    health: _status_pb2.DeepHealth
+    def __init__(self, uptime_ns: _Optional[int] = ..., settings_version: _Optional[int] = ..., frontends: _Optional[_Iterable[_Union[FrontendStatus, _Mapping]]] = ..., engines: _Optional[_Iterable[_Union[EngineStatus, _Mapping]]] = ..., state: _Optional[str] = ..., profile: _Optional[str] = ..., activity: _Optional[_Iterable[_Union[_status_pb2.Activity, _Mapping]]] = ..., readings: _Optional[_Mapping[str, float]] = ..., slo: _Optional[_Union[_status_pb2.SloReport, _Mapping]] = ..., health: _Optional[_Union[_status_pb2.DeepHealth, _Mapping]] = ...) -> None: ...
 
 class FrontendStatus(_message.Message):
     __slots__ = ("name", "restarts", "admitted", "ended", "open", "undelivered", "corrupt", "slots_free")

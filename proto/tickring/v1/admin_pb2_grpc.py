@@ -121,8 +121,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """What was admitted and how it ended, what is queued, and how long batches
-        take. Nothing stops meanwhile, so sums may differ while work is under way.
+        """What was admitted and how it ended, what is queued, how long batches take,
+        what the last second and minute were like, and whether the service keeps its
+        promises. Nothing stops meanwhile, so sums may differ while work is under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from tickring.v1 import types_pb2 as tickring_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tickring/v1/model.proto\x12\x0btickring.v1\x1a\x17tickring/v1/types.proto\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.tickring.v1.Model\"%\n\x0fGetModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tickring.v1.Model\"\xe0\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\x08versions\x18\x03 \x03(\x0b\x32\x19.tickring.v1.ModelVersion\x12\'\n\x06inputs\x18\x04 \x03(\x0b\x32\x17.tickring.v1.TensorSpec\x12(\n\x07outputs\x18\x05 \x03(\x0b\x32\x17.tickring.v1.TensorSpec\x12\x0e\n\x06\x66ormat\x18\x06 \x01(\t\x12\x12\n\nis_default\x18\x07 \x01(\x08\x12\x10\n\x08max_rows\x18\x08 \x01(\r\"W\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.tickring.v1.ModelState\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"S\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\tdata_type\x18\x02 \x01(\x0e\x32\x15.tickring.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03*t\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x32\xa6\x01\n\x0cModelService\x12M\n\nListModels\x12\x1e.tickring.v1.ListModelsRequest\x1a\x1f.tickring.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.tickring.v1.GetModelRequest\x1a\x1d.tickring.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tickring/v1/model.proto\x12\x0btickring.v1\x1a\x17tickring/v1/types.proto\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.tickring.v1.Model\"%\n\x0fGetModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tickring.v1.Model\"\xe0\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\x08versions\x18\x03 \x03(\x0b\x32\x19.tickring.v1.ModelVersion\x12\'\n\x06inputs\x18\x04 \x03(\x0b\x32\x17.tickring.v1.TensorSpec\x12(\n\x07outputs\x18\x05 \x03(\x0b\x32\x17.tickring.v1.TensorSpec\x12\x0e\n\x06\x66ormat\x18\x06 \x01(\t\x12\x12\n\nis_default\x18\x07 \x01(\x08\x12\x10\n\x08max_rows\x18\x08 \x01(\r\"W\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.tickring.v1.ModelState\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"y\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\tdata_type\x18\x02 \x01(\x0e\x32\x15.tickring.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x11\n\tmax_shape\x18\x04 \x03(\x03\x12\x11\n\tmin_shape\x18\x05 \x03(\x03*t\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x32\xa6\x01\n\x0cModelService\x12M\n\nListModels\x12\x1e.tickring.v1.ListModelsRequest\x1a\x1f.tickring.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.tickring.v1.GetModelRequest\x1a\x1d.tickring.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tickring.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=639
-  _globals['_MODELSTATE']._serialized_end=755
+  _globals['_MODELSTATE']._serialized_start=677
+  _globals['_MODELSTATE']._serialized_end=793
   _globals['_LISTMODELSREQUEST']._serialized_start=65
   _globals['_LISTMODELSREQUEST']._serialized_end=84
   _globals['_LISTMODELSRESPONSE']._serialized_start=86
@@ -47,7 +47,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELVERSION']._serialized_start=465
   _globals['_MODELVERSION']._serialized_end=552
   _globals['_TENSORSPEC']._serialized_start=554
-  _globals['_TENSORSPEC']._serialized_end=637
-  _globals['_MODELSERVICE']._serialized_start=758
-  _globals['_MODELSERVICE']._serialized_end=924
+  _globals['_TENSORSPEC']._serialized_end=675
+  _globals['_MODELSERVICE']._serialized_start=796
+  _globals['_MODELSERVICE']._serialized_end=962
 # @@protoc_insertion_point(module_scope)

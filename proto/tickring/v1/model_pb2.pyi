@@ -72,11 +72,15 @@ class ModelVersion(_message.Message):
     def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "data_type", "shape")
+    __slots__ = ("name", "data_type", "shape", "max_shape", "min_shape")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    MAX_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    MIN_SHAPE_FIELD_NUMBER: _ClassVar[int]
     name: str
     data_type: _types_pb2.DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., data_type: _Optional[_Union[_types_pb2.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    max_shape: _containers.RepeatedScalarFieldContainer[int]
+    min_shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., data_type: _Optional[_Union[_types_pb2.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., max_shape: _Optional[_Iterable[int]] = ..., min_shape: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from scheduler.executor.batch_limits import BatchLimits
-from scheduler.executor.cuda import CudaDevice, CudaInstance, map_slab
+from scheduler.executor.cuda import CudaDevice, map_slab
+from scheduler.executor.dynamic_cuda import cuda_instance
 from scheduler.executor.instance import Instance
 from scheduler.executor.runner import Array, DeviceModel, Runner
 from scheduler.partition import Outcome
@@ -68,7 +69,7 @@ class CudaPassage(Passage):
         model: DeviceModel = self.model
         self.limits = BatchLimits(self.dispatcher.limit_batches)
         slab = map_slab(self.calls, self.arena, buckets[-1], self.notes)
-        return CudaInstance(
+        return cuda_instance(
             self.arena,
             self.dispatcher,
             {0: model},

@@ -4,6 +4,7 @@ So whatever forgets to wait reads old bytes, and whatever overwrites a buffer to
 memory and device memory are kept apart: an operation on the wrong kind is an error, as it is on a device.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -198,6 +199,10 @@ class FakeCuda:
 
         self.enqueue(engine)
 
+    def shaped(self, tensor: FakeTensor, shape: tuple[int, ...]) -> FakeTensor:
+        assert tensor.array.ndim == 1
+        return FakeTensor(tensor.array[: math.prod(shape)].reshape(shape), tensor.where)
+
     def select_rows(self, rows: FakeTensor, offset: int, indexes: FakeTensor, into: FakeTensor) -> None:
         assert (rows.where, indexes.where, into.where) == ("mapped", "device", "device")
         assert offset % 64 == 0
@@ -286,8 +291,8 @@ class FakeDeviceModel:
         self.at_launch(rows)
         with self._calls.allocated(self.item_bytes * rows):
             outputs = [
-                FakeTensor(np.full((rows, *spec.shape), 99, spec.data_type.dtype), "device")
-                for spec in self.signature.outputs
+                FakeTensor(np.full((rows, *shape), 99, spec.data_type.dtype), "device")
+                for spec, shape in zip(self.signature.outputs, self._shapes(inputs), strict=True)
             ]
 
         def run() -> None:
@@ -297,3 +302,9 @@ class FakeDeviceModel:
 
         self._calls.enqueue(run)
         return outputs
+
+    def _shapes(self, inputs: Sequence[FakeTensor]) -> list[tuple[int, ...]]:
+        """Of the outputs of an item; known as soon as the shapes of the inputs are, as on a device."""
+        if not self.signature.is_dynamic:
+            return [spec.shape for spec in self.signature.outputs]
+        return [array.shape[1:] for array in self._compute([np.zeros_like(t.array) for t in inputs])]

@@ -13,7 +13,7 @@ from scheduler.arena import Arena, Dimensions
 from scheduler.clock import VirtualClock
 from scheduler.dispatcher import Batch, Dispatcher
 from scheduler.executor.bisection import FailureExtent
-from scheduler.executor.cpu import CpuInstance
+from scheduler.executor.dynamic_cpu import cpu_instance
 from scheduler.executor.instance import Instance
 from scheduler.executor.runner import Array, Runner
 from scheduler.latency import LearnedLatency
@@ -70,7 +70,7 @@ class Passage:
         self.instance = self.make_instance(runner, buckets)
 
     def make_instance(self, runner: Runner, buckets: tuple[int, ...]) -> Instance:
-        return CpuInstance(
+        return cpu_instance(
             self.arena,
             self.dispatcher,
             {0: runner},
@@ -112,9 +112,13 @@ class Passage:
     ) -> None:
         its = self.runner.signature
         submission = self.partition.reserve(len(arrays[0]), 0, 0, on_end)
-        for spec, offset, array in zip(its.inputs, its.input_offsets, arrays, strict=True):
+        shapes = [np.shape(array)[1:] for array in arrays]
+        for spec, offset, shape, array in zip(its.inputs, its.input_offsets, shapes, arrays, strict=True):
             data = np.ascontiguousarray(array, spec.data_type.dtype).tobytes()
-            self.partition.write_input(submission, offset, spec.item_bytes, data)
+            self.partition.write_input(submission, offset, spec.bytes_of(shape), data)
+        if its.is_dynamic:
+            header = its.input_header.encode(shapes)
+            self.partition.write_input(submission, 0, len(header), header * len(arrays[0]))
         now_ns = self.clock.now_ns()
         self.partition.push(
             submission,
@@ -130,10 +134,15 @@ class Passage:
         answers[index] = submission.outcome
         self.compute_ns.append(submission.compute_ns)
         if submission.outcome is Outcome.RESULT:
+            rows = len(submission.slots)
+            size_bytes = its.output_header.size_bytes
+            headers = self.partition.output(submission, 0, size_bytes)
+            assert headers == headers[:size_bytes] * rows, "rows of one request have different shapes"
+            shapes = its.output_header.decode(headers[:size_bytes])
             answers[index] = [
                 np.frombuffer(
-                    self.partition.output(submission, offset, spec.item_bytes), spec.data_type.dtype
-                ).reshape(len(submission.slots), *spec.shape)
-                for spec, offset in zip(its.outputs, its.output_offsets, strict=True)
+                    self.partition.output(submission, offset, spec.bytes_of(shape)), spec.data_type.dtype
+                ).reshape(rows, *shape)
+                for spec, offset, shape in zip(its.outputs, its.output_offsets, shapes, strict=True)
             ]
         self.partition.release(submission)
