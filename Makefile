@@ -13,7 +13,7 @@ NATIVE := $(filter-out scheduler/native/ring_test%,$(wildcard scheduler/native/*
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check format bench gpu-check gpu-bench image proto clean
+.PHONY: help setup demo serve test check format bench fuzz gpu-check gpu-bench image proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ format: setup ## bring the Python files into shape
 
 bench: setup ## run the performance gates; takes minutes and wants a quiet machine
 	$(BIN)/python -m pytest bench $(ARGS)
+
+fuzz: setup ## send a server what nobody should, for minutes; ARGS="--seed 2" adds options
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 # Without a device pytest would skip every test and end with 0.
 gpu-check: setup ## run the tests that need a GPU; fails where there is none

@@ -105,10 +105,13 @@ class AdminClient:
         answer = await self._link.call(self._link.rpcs.update_settings, request, timeout_s)
         return SettingsChange(answer.version, tuple(answer.changed_paths))
 
-    async def status(self, *, timeout_s: float = CONTROL_TIMEOUT_S) -> ServerStatus:
-        """What was admitted and how it ended, what is queued, and how long batches take."""
-        answer = await self._link.call(self._link.rpcs.get_status, admin_pb2.GetStatusRequest(), timeout_s)
-        return read_status(answer)
+    async def status(self, *, deep: bool = False, timeout_s: float = CONTROL_TIMEOUT_S) -> ServerStatus:
+        """What was admitted and how it ended, what the last minute was like, and whether promises are kept.
+
+        `deep`: try a prediction of every model by every front end as well.
+        """
+        request = admin_pb2.GetStatusRequest(deep=deep)
+        return read_status(await self._link.call(self._link.rpcs.get_status, request, timeout_s))
 
     async def drain(self, *, timeout_s: float = CONTROL_TIMEOUT_S) -> None:
         """Ends the server as SIGTERM does; returns as soon as it has begun to."""

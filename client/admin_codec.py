@@ -13,10 +13,11 @@ from client.admin_info import (
     SettingInfo,
     SettingsInfo,
 )
-from tickring.v1 import admin_pb2, types_pb2
+from client.status_codec import label_of, read
+from client.status_info import Activity, DeepHealth, SloReport
+from tickring.v1 import admin_pb2
 
 _EFFECT_PREFIX = "SETTING_EFFECT_"
-_PRIORITY_PREFIX = "PRIORITY_"
 # What is the same in message and dataclass.
 _FRONTEND = tuple(field.name for field in fields(FrontendStatus) if field.name != "ended")
 _ENGINE = tuple(field.name for field in fields(EngineStatus) if field.name not in ("readings", "models"))
@@ -46,6 +47,12 @@ def read_status(answer: admin_pb2.GetStatusResponse) -> ServerStatus:
         answer.settings_version,
         tuple(map(_frontend, answer.frontends)),
         tuple(map(_engine, answer.engines)),
+        answer.state,
+        answer.profile,
+        tuple(read(Activity, activity) for activity in answer.activity),
+        dict(sorted(answer.readings.items())),
+        read(SloReport, answer.slo),
+        read(DeepHealth, answer.health) if answer.HasField("health") else None,
     )
 
 
@@ -66,10 +73,7 @@ def _model(message: admin_pb2.EngineModelStatus) -> EngineModelStatus:
     return EngineModelStatus(
         model_name=message.model_name,
         model_version=message.model_version,
-        queued={
-            _name(types_pb2.Priority.DESCRIPTOR, queue.priority, _PRIORITY_PREFIX).lower(): queue.items
-            for queue in message.queued
-        },
+        queued={label_of(queue.priority): queue.items for queue in message.queued},
         target_size=message.target_size,
         item_ns=message.item_ns,
         latency=tuple(

@@ -1,7 +1,9 @@
 """What the admin port says: settings, and what the server is doing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from client.status_info import Activity, DeepHealth, SloReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,19 @@ class EngineStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """The whole service; counts are of items, from its start on."""
+    """The whole service; counts are of items, from its start on.
+
+    `state` is "starting", "ready", "not ready" or "draining"; `activity` the last second and the last minute;
+    `readings` those of host, processes and GPUs, named by their unit; `health` is there where asked for.
+    """
 
     uptime_ns: int
     settings_version: int
     frontends: tuple[FrontendStatus, ...]
     engines: tuple[EngineStatus, ...]
+    state: str = ""
+    profile: str = ""
+    activity: tuple[Activity, ...] = ()
+    readings: Mapping[str, float] = field(default_factory=dict)
+    slo: SloReport = field(default_factory=SloReport)
+    health: DeepHealth | None = None

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from client import cli_admin
+from client import cli_admin, cli_status
 from client.channel import DEFAULT_TARGET
 from client.cli_input import BadInput, Source, arrays_for, read_sources
 from client.cli_options import (
@@ -182,6 +182,10 @@ def token(
         raise typer.BadParameter(str(error)) from None
     print(made.entry)
     print(made.token, file=sys.stderr)
+
+
+app.command(epilog="Example: tickring stats --slo")(cli_status.stats)
+app.command(epilog="Example: tickring top --once")(cli_status.top)
 
 
 async def _predict(

@@ -165,7 +165,10 @@ class Client:
         except NotFound as error:  # the standard servicer says nothing more
             message = error.message or f"the server keeps no health of {service!r}"
             raise NotFound(error.code, message) from error
-        status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        try:
+            status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        except ValueError:
+            status = str(answer.status)  # a newer server's
         return status
 
     async def wait_ready(self, timeout_s: float = 60.0) -> None:

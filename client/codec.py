@@ -104,7 +104,10 @@ def read_tensor(tensor: types_pb2.Tensor) -> npt.NDArray[np.generic]:
     dtype = DTYPES.get(tensor.data_type)
     if dtype is None:
         raise ValueError(f"output {tensor.name!r} has the unknown data type {tensor.data_type}")
-    return np.frombuffer(tensor.data, dtype).reshape(tuple(tensor.shape))
+    shape = tuple(tensor.shape)
+    if min(shape, default=0) < 0:  # numpy would take one of them for "as many as there are"
+        raise ValueError(f"output {tensor.name!r} has the shape {shape}")
+    return np.frombuffer(tensor.data, dtype).reshape(shape)
 
 
 def read_response(response: inference_pb2.PredictResponse) -> Prediction:

@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 
 from client.channel import Request, Response, TlsFiles, Unary, call_metadata, open_channel, stays_here
-from client.errors import Cancelled, from_rpc_error
+from client.errors import Cancelled, PredictionError, from_rpc_error
 
 Rpcs = TypeVar("Rpcs")
 
@@ -49,7 +49,10 @@ class Link(Generic[Rpcs]):
     ) -> Response:
         """The answer. Raises `PredictionError`, which is `Cancelled` where `close` came first."""
         try:
-            return await rpc(request, timeout=timeout_s, metadata=self.metadata)
+            answer = await rpc(request, timeout=timeout_s, metadata=self.metadata)
+            if answer is None:  # bytes that gRPC could not parse
+                raise PredictionError(grpc.StatusCode.INTERNAL, "malformed answer: no message")
+            return answer
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         except asyncio.CancelledError:

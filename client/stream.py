@@ -167,6 +167,10 @@ class RpcStream:
         )
         try:
             async for answer in self._call:
+                if answer is None:  # bytes that gRPC could not parse: whose answer they were, nobody knows
+                    end = partial(PredictionError, grpc.StatusCode.INTERNAL, "malformed answer: no message")
+                    self._call.cancel()
+                    break
                 self._deliver(answer)
         except grpc.aio.AioRpcError as error:
             end = partial(_stream_error, error)

@@ -30,8 +30,9 @@ class Submission:
     """The rows of one request while they are with an engine.
 
     The worst row decides `outcome`, and `batch` is the number of its batch. `queue_wait_ns` is the
-    longest wait; size, bucket and compute time are of the batch that ended last. `executions` is the
-    rows' part in the batches that they ran in: a row of a batch of n counts 1/n.
+    longest wait; size, bucket, compute times and `last_batch`, its number, are of the batch that ended last;
+    0: the row that ended last was in none. `executions` is the rows' part in the batches that they ran in: a
+    row of a batch of n counts 1/n.
     """
 
     slots: list[int]
@@ -43,7 +44,9 @@ class Submission:
     outcome: Outcome = Outcome.RESULT
     queue_wait_ns: int = 0
     compute_ns: int = 0
+    compute_start_ns: int = 0
     compute_end_ns: int = 0
+    last_batch: int = 0
     batch: int = 0
     batch_size: int = 0
     batch_bucket: int = 0
@@ -179,7 +182,7 @@ class Partition:
         pending = self._pending
         first = self._first
         completions = self._port.drain()
-        for slot, outcome, enqueued, dispatched, _, end, batch, size, bucket in completions:
+        for slot, outcome, enqueued, dispatched, start, end, batch, size, bucket in completions:
             submission = pending[slot - first]
             assert submission is not None, f"slot {slot} completed but not pending"
             pending[slot - first] = None
@@ -194,8 +197,10 @@ class Partition:
             if wait > submission.queue_wait_ns:
                 submission.queue_wait_ns = wait
             if end >= submission.compute_end_ns:
+                submission.compute_start_ns = start
                 submission.compute_end_ns = end
                 submission.compute_ns = end - dispatched
+                submission.last_batch = batch
                 submission.batch_size = size
                 submission.batch_bucket = bucket
             submission.remaining -= 1

@@ -79,10 +79,7 @@ def _at_this_hour(configuration: Configuration) -> Configuration:
 
 def _not_served_yet(settings: Settings) -> list[Problem]:
     """Settings that this version would ignore."""
-    asked = {
-        "cache.enabled": settings.cache.enabled or None,
-        "telemetry.otlp_endpoint": settings.telemetry.otlp_endpoint,
-    }
+    asked = {"cache.enabled": settings.cache.enabled or None}
     return [
         Problem(path, value, "is not served by this version yet")
         for path, value in asked.items()

@@ -11,7 +11,7 @@ import structlog
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from server.access import Access
-from server.administration import Administration
+from server.administration import Administration, Reports
 from server.limits import channel_options
 from server.ports import reserve_port
 from server.rpc import health
@@ -25,9 +25,10 @@ log = structlog.get_logger()
 class AdminPort:
     """One for a service, on its supervisor's event loop."""
 
-    def __init__(self, settings: Settings, administration: Administration) -> None:
+    def __init__(self, settings: Settings, administration: Administration, reports: Reports) -> None:
         self._settings = settings
         self._administration = administration
+        self._reports = reports
         self._health = health.HealthService()
         self._server: grpc.aio.Server | None = None
         self._port = 0
@@ -74,7 +75,7 @@ class AdminPort:
         await self._server.stop(grace_s)
 
     def _add_services(self, server: grpc.aio.Server, access: Access) -> None:
-        service = AdminService(self._administration, access.caller_of)
+        service = AdminService(self._administration, self._reports, access.caller_of)
         access.guard.add_generic_rpc_handlers((service.handler(), self._health.handler()))
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection.aio.ReflectionServicer(  # type: ignore[attr-defined]

@@ -125,6 +125,18 @@ class Administration(Protocol):
         ...
 
 
+class Reports(Protocol):
+    """What is told of the service beyond its books. See `server.overview`."""
+
+    def report(self) -> dict[str, Any]:
+        """What it does lately, by the names of the fields of GetStatusResponse."""
+        ...
+
+    async def health(self) -> dict[str, Any]:
+        """A deep check, by the names of the fields of DeepHealth."""
+        ...
+
+
 class InvalidSettings(RequestError):
     """The settings would be wrong; `problems` has one for each mistake."""
 

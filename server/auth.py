@@ -263,7 +263,7 @@ def _tables(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         allowed = f"must be a readable file: {error.strerror}"
         raise SettingsError([Problem(SETTING, str(path), allowed)]) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets in brackets, hundreds of them
         # Not what tomllib says: it may quote the file, where somebody has put a token itself.
         raise SettingsError([Problem(SETTING, str(path), "must be TOML")]) from error
     if set(tables) - {"tokens"} or not isinstance(tables.get("tokens", {}), dict):

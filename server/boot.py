@@ -20,10 +20,14 @@ class Boot:
 
     Attributes:
         index: of the front end or engine.
-        device: of an engine, "cpu" or "cuda:N"; empty for a front end.
+        device: of an engine, "cpu" or "cuda:N"; of the telemetry process, those of all engines, separated by
+            commas; empty for a front end.
         revision: what the supervisor counts its changes by; see `server.revision`.
         settings: `Settings` as JSON.
         lineup: `Lineup` as JSON.
+        boot_id: what this process is known by, unlike any other before or after it in its place.
+        records_fd: where a front end sends its trace records, or the telemetry process finds them; -1: none
+            are wanted.
         considerate: others serve meanwhile, so it loads and warms up without standing in their way.
     """
 
@@ -39,6 +43,8 @@ class Boot:
     grpc_port: int
     device: str = ""
     considerate: bool = False
+    boot_id: int = 0
+    records_fd: int = -1
 
     def to_message(self) -> control.Message:
         """As a control message."""
@@ -58,7 +64,8 @@ class Boot:
 def spawn(boot: Boot) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Starts a child and sends it its boot message; returns it and our end of its control socket."""
     ours, theirs = control.channel()
-    fds = (theirs.fileno(), boot.arena_fd, *boot.frontend_eventfds, *boot.engine_eventfds)
+    inherited = (boot.arena_fd, *boot.frontend_eventfds, *boot.engine_eventfds, boot.records_fd)
+    fds = (theirs.fileno(), *(fd for fd in inherited if fd >= 0))
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "server.child", boot.role, str(theirs.fileno())],

@@ -32,6 +32,7 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None
         self.socket: socket.socket | None = None
         self.pidfd = -1
+        self.boot_id = 0  # of the process in this place, or the last one
         self.warm = False  # waits for `attach`
         self.ready = False  # serves
         self.failure = ""  # what it said before it ended

@@ -22,7 +22,9 @@ def done(work: Callable[[], T], *, considerately: bool) -> T:
         return work()
 
     def stand_back() -> T:
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)  # on Linux: of this thread
+        # On Linux of this thread. Not where the whole service stands back further than that already.
+        if os.getpriority(os.PRIO_PROCESS, 0) < NICENESS:
+            os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
         return work()
 
     with ThreadPoolExecutor(1, "considerate") as aside:

@@ -22,7 +22,7 @@ from server.access import Access
 from server.admission import Admission
 from server.boot import Boot
 from server.limits import channel_options
-from server.lineup import Lineup, newcomers
+from server.lineup import Lineup
 from server.model_books import ModelBooks
 from server.models import ModelTable
 from server.problems import SettingsError
@@ -35,6 +35,8 @@ from server.served import model_limits, served
 from server.settings import Settings
 from server.sizing import bulk_quantum_ns, frontends
 from server.telemetry import logs
+from server.telemetry.storms import StormLog
+from server.telemetry.tracer import Tracer
 
 # How often held work is let in when nothing is completed here.
 LET_IN_EVERY_S = 0.002
@@ -125,6 +127,13 @@ class Frontend:
             limits,
             ModelBooks(arena, boot.index),
         )
+        self._desk.move_in({seat.place: seat.number for seat in lineup.seats})
+        loop = asyncio.get_running_loop()
+        self._desk.storms = StormLog(_ring.now_ns, loop.call_later)
+        if boot.records_fd >= 0:
+            records = socket.socket(fileno=boot.records_fd)
+            self._desk.tracer = Tracer(records, boot.index, boot.boot_id, settings)
+            self._desk.tracer.boots |= _boots(message)
         self._inference = inference.InferenceService(self._desk, settings.server.max_in_flight_per_stream)
         self._kserve = kserve.KserveService(
             self._desk,
@@ -134,7 +143,7 @@ class Frontend:
             settings.server.max_in_flight_per_stream,
             RepositoryChanges(self._ask, settings, self._access.caller_of),
         )
-        asyncio.get_running_loop().add_reader(eventfd, self._woken)
+        loop.add_reader(eventfd, self._woken)
         letting_in = asyncio.create_task(self._let_in())
         self._woken()
 
@@ -196,7 +205,7 @@ class Frontend:
             os._exit(1)  # the supervisor is gone; nobody would restart what fails from here on
         match message["type"]:
             case "engine_ready":
-                self._engine_ready(message["engine"])
+                self._engine_ready(message["engine"], message["boot_id"])
             case "engine_lost":
                 self._engine_lost(message["engine"])
                 control.send(self._socket, {**message, "type": "engine_lost_ack"})
@@ -239,13 +248,16 @@ class Frontend:
         in_flight = settings.server.max_in_flight_per_stream
         self._inference.change(in_flight)
         self._kserve.change(settings.telemetry, instance_groups(settings, len(message["engines"])), in_flight)
-        self._desk.start_afresh(seat.place for seat in newcomers(lineup, before))
+        self._desk.move_in({seat.place: seat.number for seat in lineup.seats})
         self._desk.change(
             settings.class_limits,
             bulk_quantum_ns=bulk_quantum_ns(settings),
             early_refusal=settings.scheduler.early_refusal,
             model_limits=model_limits(lineup),
         )
+        if self._desk.tracer is not None:
+            self._desk.tracer.change(settings)
+            self._desk.tracer.boots |= _boots(message)
         self._models.change(served(lineup, settings), lineup.default_model)
         gone = {manifest.name for manifest in before.manifests} - {m.name for m in lineup.manifests}
         self._health.forget(gone)
@@ -273,7 +285,9 @@ class Frontend:
                 control.send(self._socket, {"type": "let_go", "engine": engine})
             await asyncio.sleep(LET_GO_EVERY_S)
 
-    def _engine_ready(self, engine: int) -> None:
+    def _engine_ready(self, engine: int, boot_id: int) -> None:
+        if self._desk.tracer is not None:
+            self._desk.tracer.boots[engine] = boot_id
         self._engines.came(engine)
         self._engines_serve()
 
@@ -315,6 +329,11 @@ class Frontend:
 def _places(message: control.Message) -> dict[int, list[int]]:
     """By engine that serves, the places that it does. JSON has made its keys text."""
     return {int(engine): places for engine, places in message["engines"].items()}
+
+
+def _boots(message: control.Message) -> dict[int, int]:
+    """By engine that serves, what its process is known by."""
+    return {int(engine): boot_id for engine, boot_id in message["engine_boots"].items()}
 
 
 def _grpc_server(settings: Settings) -> grpc.aio.Server:

@@ -19,6 +19,7 @@ from scheduler.errors import InvalidRequest, RequestError
 from server.auth import Caller, Tokens, allowed
 from server.limits import Cancels
 from server.status import abort
+from server.telemetry.trace_context import origin_of
 
 # Of refused calls one line is logged so often, for each reason, with the number of the others.
 LOG_EVERY_S = 10.0
@@ -112,13 +113,15 @@ class Guard(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic cla
                 return await inner(request, context)
             except asyncio.CancelledError:
                 if cancels.note(context.peer(), context.time_remaining(), time.monotonic()):
-                    log.warning("refusing a peer that cancels too much", peer=context.peer())
+                    log.warning(
+                        "refusing a peer that cancels too much", peer=context.peer(), **_trace(context)
+                    )
                 raise
             except grpc.aio.BaseError:  # an abort, or a connection that is gone
                 raise
             except Exception:
                 # gRPC says UNKNOWN to the caller, and nothing that anybody would see here.
-                log.exception("an RPC has failed by a bug", method=method)
+                log.exception("an RPC has failed by a bug", method=method, **_trace(context))
                 raise
 
         return behaviour
@@ -153,11 +156,22 @@ class Guard(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic cla
         last_s, more = self._logged.get(reason, (-LOG_EVERY_S, 0))
         if now_s - last_s >= LOG_EVERY_S:
             log.warning(
-                "call refused", reason=reason, why=str(error), method=method, peer=context.peer(), more=more
+                "call refused",
+                reason=reason,
+                why=str(error),
+                method=method,
+                peer=context.peer(),
+                more=more,
+                **_trace(context),
             )
             last_s, more = now_s, -1
         self._logged[reason] = last_s, more + 1
         await abort(context, error)
+
+
+def _trace(context: Context) -> dict[str, str]:
+    metadata: Any = context.invocation_metadata() or ()
+    return origin_of("", metadata).fields()
 
 
 class _Stream:

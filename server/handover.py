@@ -104,7 +104,7 @@ class Handover:
                 return chairs
             failure = next(
                 (chair.failure for chair in chairs if chair.failure),
-                "the server is draining" if self._processes.stopping else "its process died",
+                "the server is draining",
             )
         self._dismiss(chairs)
         raise PreparationFailed(failure)
@@ -141,16 +141,26 @@ class Handover:
         self.moved()
 
     async def taken_up(self, revision: Revision) -> None:
-        """Waits until every process goes by this revision, or one that is newer."""
+        """Waits until every process goes by this revision, or one that is newer.
 
-        def is_everywhere() -> bool:
-            return self._processes.stopping or all(
-                child.taken_up >= revision.number
+        One that does not within the time after which a child counts as stuck is killed, and its successor does.
+        """
+
+        def behind() -> list[Child]:
+            return [
+                child
                 for child in (*self.serving(), *self._frontends)
-                if self._is_attached(child.name)
-            )
+                if self._is_attached(child.name) and child.taken_up < revision.number
+            ]
 
-        await self._until(is_everywhere)
+        while behind() and not self._processes.stopping:
+            try:
+                async with asyncio.timeout(revision.settings.executor.stall_timeout_s):
+                    await self._until(lambda: self._processes.stopping or not behind())
+            except TimeoutError:
+                for child in behind():
+                    log.error("child takes up no change, killing it", child=child.name)
+                    child.kill()
 
     async def seen_off(self) -> None:
         """Waits until every engine that retires has."""

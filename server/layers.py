@@ -79,7 +79,8 @@ def file_layer(path: Path | None) -> Layer:
         return Layer(FILE, tomllib.loads(path.read_text("utf-8")))
     except OSError as error:
         allowed = f"must be a readable file: {error.strerror}"
-    except ValueError as error:  # tomllib's own, bytes that are no UTF-8, a number of thousands of digits
+    # tomllib's own, bytes that are no UTF-8, a number of thousands of digits; brackets in very many brackets
+    except (ValueError, RecursionError) as error:
         allowed = f"must be TOML: {error}"
     raise SettingsError([Problem("config", str(path), allowed)])
 
@@ -195,7 +196,7 @@ def _put(tables: dict[str, Any], path: str, text: str) -> None:
 def _value(text: str) -> Any:
     """Lists are written as in TOML; everything else is text that the setting's type reads."""
     if text.startswith("["):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             return tomllib.loads(f"value = {text}")["value"]
     return text
 

@@ -5,8 +5,9 @@ engine serves it. A change keeps the place of what stays, so that what is queued
 goes on. What is new gets a place that nobody uses any more.
 """
 
+import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,6 +33,12 @@ class Seat:
         """Equal for two seats when an engine that serves one of them serves the other."""
         core = replace(self.manifest, description="", versions=(self.version,), aliases={})
         return core.to_json()
+
+
+    @cached_property
+    def number(self) -> int:
+        """The same in 64 bits."""
+        return int.from_bytes(hashlib.sha256(self.identity.encode()).digest()[:8])
 
 
 @dataclass(frozen=True)
@@ -162,9 +169,3 @@ def line_up(repository: Repository, wishes: Wishes, places: int, before: Lineup 
             seats.append(replace(seat, place=place))
     ordered = sorted(seats, key=lambda seat: seat.place)
     return Lineup(repository.manifests, tuple(ordered), repository.default_model)
-
-
-def newcomers(after: Lineup, before: Lineup) -> Sequence[Seat]:
-    """What is in one and not in the other: those places start from nothing."""
-    known: Mapping[str, int] = {seat.identity: seat.place for seat in before.seats}
-    return [seat for seat in after.seats if known.get(seat.identity) != seat.place]

@@ -20,6 +20,7 @@ _PARTS = 1 << 32
 _SUCCESS, _SUCCESS_NS, _FAIL, _FAIL_NS, _QUEUE_NS, _COMPUTE_NS, _DELIVERY_NS, _ROWS, _EXECUTIONS, _LAST_MS = (
     range(10)
 )
+_OWNER = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +74,25 @@ class ModelBooks:
         row[_ROWS] += len(submission.slots)
         row[_LAST_MS] = time.time_ns() // 1_000_000
 
-    def clear(self, model: int) -> None:
-        """Starts from nothing: another model has its place from now on."""
+    def assign(self, model: int, owner: int) -> bool:
+        """Who has this place from now on: where that is somebody else than before, it starts from nothing.
+
+        `owner`: 64 bits that tell one loaded version from another. Returns whether it was somebody else. The
+        front end before this one may have died before it heard of that.
+        """
         row = self._mine[model]
+        if row[_OWNER] == owner:
+            return False
         for position in range(len(row)):
             row[position] = 0
+        row[_OWNER] = owner
+        return True
 
     def totals(self, model: int) -> ModelTotals:
         """Of one model, by its index."""
         rows = self._all[:, model]
+        # Not those of a front end that has not heard yet who has this place now.
+        rows = rows[rows[:, _OWNER] == self._mine[model][_OWNER]]
         sums = [int(total) for total in rows.sum(axis=0)]
         return ModelTotals(
             success=sums[_SUCCESS],

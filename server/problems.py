@@ -50,7 +50,12 @@ def shown(value: object) -> str:
     """A value as a problem repeats it: printable ASCII on one line, shortened."""
     if value is None:
         return "unset"
-    text = value if isinstance(value, str) and _PLAIN.fullmatch(value) else json.dumps(value, default=str)
+    try:
+        text = value if isinstance(value, str) and _PLAIN.fullmatch(value) else json.dumps(value, default=str)
+    except (
+        ValueError
+    ):  # of thousands of digits: TOML has hexadecimal numbers, which Python reads but never shows
+        return "a number that is too long"
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 

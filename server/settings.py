@@ -82,6 +82,13 @@ def _own_port(port: int, info: ValidationInfo) -> int:
     return port
 
 
+def _collector(url: str) -> str:
+    """A place to send traces to. What OpenTelemetry would take for something else is refused."""
+    if re.fullmatch(r"https?://[^\s/@?#]+/?", url) is None:
+        raise ValueError("must be http://HOST:PORT or https://HOST:PORT")
+    return url
+
+
 def _with_cert(file: Path | None, info: ValidationInfo) -> Path | None:
     """The key needs a certificate and the certificate a key; a client's authority needs both."""
     cert = info.data.get("cert")
@@ -310,7 +317,7 @@ class CalendarTable(_Table):
 class TelemetryTable(_Table):
     """Logs and traces."""
 
-    otlp_endpoint: Text | None = None
+    otlp_endpoint: Annotated[Text, AfterValidator(_collector)] | None = None
     trace_sample_ratio: Annotated[Number, Field(ge=0, le=1)] = 0.01
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

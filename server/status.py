@@ -98,6 +98,20 @@ _TABLE: dict[type[errors.RequestError], tuple[grpc.StatusCode, Callable[..., Seq
     administration.CannotLoad: (grpc.StatusCode.FAILED_PRECONDITION, lambda _: [_info("CANNOT_LOAD")]),
     administration.CannotUnload: (grpc.StatusCode.FAILED_PRECONDITION, lambda _: [_info("CANNOT_UNLOAD")]),
 }
+# Of kinds of errors that do not carry their own.
+_REASONS: dict[type[errors.RequestError], str] = {}
+
+
+def reason_of(error: errors.RequestError) -> str:
+    """The reason in the ErrorInfo of this end; empty where it has none."""
+    own: str | None = getattr(error, "reason", None)
+    if own is not None:
+        return own
+    kind = type(error)
+    if kind not in _REASONS:  # one for all of its kind
+        infos = [detail for detail in _TABLE[kind][1](error) if isinstance(detail, details.ErrorInfo)]
+        _REASONS[kind] = infos[0].reason if infos else ""
+    return _REASONS[kind]
 
 
 def code_of(error: errors.RequestError) -> grpc.StatusCode:

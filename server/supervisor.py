@@ -13,6 +13,7 @@ watchdog (`server.watchdog`).
 
 import asyncio
 import os
+import secrets
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ from server.ports import reserve_port
 from server.revision import Revision
 from server.settings import Settings
 from server.sizing import frontends
+from server.telemetry.trace_process import TraceProcess
 from server.trials import Trials
 from server.watchdog import Watchdog
 
@@ -83,6 +85,8 @@ class Supervisor:
         self.status_url = ""
         self.admin_port = 0
         self.answer: Answer | None = None  # what front ends ask
+        self.traces = TraceProcess(self.revision, self._devices) if settings.telemetry.otlp_endpoint else None
+        self._stop_by_s = 0.0
         self._answering: set[asyncio.Task[None]] = set()
         self.trials = Trials(self._frontends)
         self._create_arena()
@@ -116,9 +120,14 @@ class Supervisor:
         for child in self._children():
             if child.duty is Duty.SERVING:
                 self.spawn(child)
+        if self.traces is not None:
+            self.traces.start()
         watching = asyncio.create_task(self._watchdog.run())
         await self._stopped.wait()
         watching.cancel()
+        if self.traces is not None:
+            await self.traces.stop(max(0.0, self._stop_by_s - loop.time()))
+        log.info("stopped", code=self._exit_code)
         return self._exit_code
 
     @property
@@ -149,7 +158,10 @@ class Supervisor:
             for child in self._engines
             if child.duty is not Duty.VACANT
         }
-        return books(self._arena, engines, restarts)
+        if self.traces is None:
+            return books(self._arena, engines, restarts)
+        restarts[self.traces.child.name] = self.traces.child.restarts
+        return {**books(self._arena, engines, restarts), "traces": self.traces.counts.to_fields()}
 
     def missing(self) -> list[str]:
         """Processes that should serve and do not."""
@@ -187,6 +199,8 @@ class Supervisor:
             child.tell(told)
         for child in self._attached(self._frontends):
             child.tell({**told, **self._engines_that_serve()})
+        if self.traces is not None:
+            self.traces.change(revision)
         await self._handover.taken_up(revision)
         return revision
 
@@ -203,6 +217,8 @@ class Supervisor:
             log.warning("stopping at once")
             for child in self._children():
                 child.kill()
+            if self.traces is not None:
+                self.traces.child.kill()
             return
         self.stopping = True
         self._handover.moved()
@@ -213,7 +229,9 @@ class Supervisor:
                 child.tell({"type": "drain", "grace_s": grace_s})
             else:
                 child.kill()
-        asyncio.get_running_loop().call_later(grace_s + STOP_MARGIN_S, self._kill_rest)
+        loop = asyncio.get_running_loop()
+        self._stop_by_s = loop.time() + grace_s + STOP_MARGIN_S
+        loop.call_later(grace_s + STOP_MARGIN_S, self._kill_rest)
         self._stop_engines_after_frontends()
 
     def _kill_rest(self) -> None:
@@ -265,6 +283,7 @@ class Supervisor:
             return
         revision = child.revision
         child.taken_up = revision.number
+        child.boot_id = secrets.randbits(63)
         child.process, child.socket = spawn(
             Boot(
                 role=child.role,
@@ -279,6 +298,8 @@ class Supervisor:
                 grpc_port=self.grpc_port,
                 device=self._device(child) if child in self._engines else "",
                 considerate=child.duty is Duty.PREPARING,
+                boot_id=child.boot_id,
+                records_fd=self.traces.records_fd if self.traces and child in self._frontends else -1,
             )
         )
         # A pidfd reports the death of exactly this process, whatever becomes of its number.
@@ -313,6 +334,7 @@ class Supervisor:
         places = list(self.revision.lineup.places)
         return {
             "engines": {engine.index: places for engine in serving},
+            "engine_boots": {engine.index: engine.boot_id for engine in serving},
             "engines_ready": [engine.index for engine in serving if engine.ready and self._announced],
         }
 
@@ -369,7 +391,7 @@ class Supervisor:
     def _tell_ready(self, engines: Sequence[Child]) -> None:
         for frontend in self._attached(self._frontends):
             for engine in engines:
-                frontend.tell({"type": "engine_ready", "engine": engine.index})
+                frontend.tell({"type": "engine_ready", "engine": engine.index, "boot_id": engine.boot_id})
 
     def _announce(self) -> None:
         serving = self._handover.serving()
@@ -418,6 +440,7 @@ class Supervisor:
             return
         if child.duty is Duty.PREPARING:
             log.error("engine could not be prepared", child=child.name, code=code)
+            child.failure = child.failure or f"its process died with code {code}"
             return  # who prepares it does not go on with it
         log.error("child died", child=child.name, code=code)
         child.failed_starts = 0 if was_ready else child.failed_starts + 1

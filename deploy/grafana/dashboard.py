@@ -67,7 +67,6 @@ def _found(name: str, query: str) -> Json:
         "type": "query",
         "datasource": DATASOURCE,
         "query": {"query": query, "refId": name},
-        "definition": query,
         "refresh": 2,  # whenever the range of time changes
         "sort": 1,
     }

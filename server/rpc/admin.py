@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from scheduler.clock import Clock, MonotonicClock
 from scheduler.errors import InvalidRequest, RequestError
-from server.administration import Administration, InvalidSettings, Setting
+from server.administration import Administration, InvalidSettings, Reports, Setting
 from server.problems import SettingsError, shown
 from server.rpc.admin_status import status_message
 from server.rpc.model_message import model_message
@@ -37,11 +37,13 @@ class AdminService:
     def __init__(
         self,
         administration: Administration,
+        reports: Reports,
         caller_of: Callable[[Context], str],
         clock: Clock | None = None,
     ) -> None:
         """`caller_of`: who calls, for the log; see `server.access`. Uptime is counted from here on."""
         self._administration = administration
+        self._reports = reports
         self._caller_of = caller_of
         self._clock = clock or MonotonicClock()
         self._started_ns = self._clock.now_ns()
@@ -126,12 +128,17 @@ class AdminService:
         return admin_pb2.UpdateSettingsResponse(version=change.version, changed_paths=change.paths)
 
     async def get_status(
-        self, _request: admin_pb2.GetStatusRequest, _context: Context
+        self, request: admin_pb2.GetStatusRequest, _context: Context
     ) -> admin_pb2.GetStatusResponse:
-        """The books, as they are at this instant."""
+        """The books, as they are at this instant, and what the last second and minute were like."""
+        report = self._reports.report()
+        if request.deep:
+            report["health"] = await self._reports.health()
+        current = self._administration.current_settings()
         return status_message(
             self._administration.books(),
-            settings_version=self._administration.current_settings().version,
+            {**report, "profile": current.profile},
+            settings_version=current.version,
             uptime_ns=self._clock.now_ns() - self._started_ns,
         )
 

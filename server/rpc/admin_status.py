@@ -1,7 +1,9 @@
-"""The books of the service as tickring.v1 tells them."""
+"""The books and reports of the service as tickring.v1 tells them."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from google.protobuf.json_format import ParseDict
 
 from tickring.v1 import admin_pb2
 
@@ -25,16 +27,28 @@ _ENGINE = (
 
 
 def status_message(
-    books: Mapping[str, Any], *, settings_version: int, uptime_ns: int
+    books: Mapping[str, Any], report: Mapping[str, Any], *, settings_version: int, uptime_ns: int
 ) -> admin_pb2.GetStatusResponse:
-    """`books`: see `server.books.books`."""
+    """`books`: see `server.books.books`; `report`: fields of the message, with classes by their labels."""
     restarts = books["restarts"]
-    return admin_pb2.GetStatusResponse(
+    message = admin_pb2.GetStatusResponse(
         uptime_ns=uptime_ns,
         settings_version=settings_version,
         frontends=[_frontend(entry, restarts) for entry in books["frontends"]],
         engines=[_engine(entry, restarts) for entry in books["engines"]],
     )
+    ParseDict(_with_priorities(report), message)
+    return message
+
+
+def _with_priorities(value: Any) -> Any:
+    """The same with each `priority` as the enum names it."""
+    if isinstance(value, Mapping):
+        return {
+            name: f"PRIORITY_{inside.upper()}" if name == "priority" else _with_priorities(inside)
+            for name, inside in value.items()
+        }
+    return [_with_priorities(each) for each in value] if isinstance(value, list) else value
 
 
 def _frontend(entry: Mapping[str, Any], restarts: Mapping[str, int]) -> admin_pb2.FrontendStatus:

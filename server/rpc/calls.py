@@ -18,6 +18,7 @@ from server.admission import DRAIN_RETRY_S
 from server.rpc.desk import Desk, Ticket
 from server.rpc.dialect import Dialect, Mark, Message
 from server.status import abort
+from server.telemetry.trace_context import TRACEPARENT, Origin, origin_of
 
 PRIORITY_METADATA = "tickring-priority"
 
@@ -33,6 +34,7 @@ class Calls(Generic[Message, Mark]):
     def __init__(self, desk: Desk, dialect: Dialect[Message, Mark], max_in_flight_per_stream: int) -> None:
         self._desk = desk
         self._dialect = dialect
+        self._plain = Origin(dialect.unary_method)
         self.max_in_flight = max_in_flight_per_stream  # of RPC streams that begin from now on
         self._streams: set[_RpcStream[Message, Mark]] = set()
         self._draining = False
@@ -46,14 +48,16 @@ class Calls(Generic[Message, Mark]):
             if not answered.done():  # done: the caller left, nobody waits
                 answered.set_result(result)
 
+        priority, origin = _read_metadata(context, self._plain)
         try:
             ticket = self._desk.submit(
                 self._dialect,
-                self._dialect.parse(raw),
+                self._parse(raw, origin, arrived_ns),
                 arrived_ns,
                 _expires_ns(context, arrived_ns),
-                _metadata_priority(context),
+                priority,
                 answer,
+                origin,
             )
         except RequestError as error:
             await abort(context, error)
@@ -77,6 +81,13 @@ class Calls(Generic[Message, Mark]):
         finally:
             self._streams.discard(stream)
 
+    def _parse(self, raw: bytes, origin: Origin, arrived_ns: int) -> Message:
+        try:
+            return self._dialect.parse(raw)
+        except RequestError as error:
+            self._desk.refused(origin, None, arrived_ns, error)
+            raise
+
     def drain(self) -> None:
         """Makes every RPC stream take nothing more, finish what it has, and end UNAVAILABLE."""
         self._draining = True
@@ -98,7 +109,7 @@ class _RpcStream(Generic[Message, Mark]):
         self._dialect = dialect
         self._context = context
         self._max_in_flight = max_in_flight
-        self._priority = _metadata_priority(context)
+        self._priority, self._origin = _read_metadata(context, Origin(dialect.stream_method))
         self._expires_ns = _expires_ns(context, _ring.now_ns())
         self._tickets: set[Ticket] = set()
         self._outbox: deque[bytes] = deque()
@@ -155,6 +166,7 @@ class _RpcStream(Generic[Message, Mark]):
         mark, message = self._dialect.unwrap(raw)
         try:
             if isinstance(message, RequestError):
+                self._desk.refused(self._origin, None, arrived_ns, message)
                 raise message
             # No answer can come before this returns: completions are delivered by the event loop.
             self._tickets.add(
@@ -165,6 +177,7 @@ class _RpcStream(Generic[Message, Mark]):
                     self._expires_ns,
                     self._priority,
                     partial(self._answer, mark),
+                    self._origin,
                 )
             )
         except RequestError as error:
@@ -203,9 +216,14 @@ def _expires_ns(context: Context, now_ns: int) -> int | None:
     return None if remaining_s is None else now_ns + max(0, int(remaining_s * 1e9))
 
 
-def _metadata_priority(context: Context) -> str | None:
+def _read_metadata(context: Context, plain: Origin) -> tuple[str | None, Origin]:
+    """The priority that the metadata names, and where the call comes from: `plain`, unless it has a trace."""
     metadata: Any = context.invocation_metadata() or ()
+    priority, origin = None, plain
     for name, value in metadata:
         if name == PRIORITY_METADATA:
-            return value if isinstance(value, str) else value.decode(errors="replace")
-    return None
+            if priority is None:
+                priority = value if isinstance(value, str) else value.decode(errors="replace")
+        elif name == TRACEPARENT and origin is plain:
+            origin = origin_of(plain.method, metadata)
+    return priority, origin

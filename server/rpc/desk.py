@@ -5,7 +5,7 @@ the completion gate's callback: encode → free the slots → answer. Nothing aw
 key and its push, so the keys of a lane only grow.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from scheduler import _ring
@@ -19,21 +19,34 @@ from server.models import ModelTable
 from server.offenders import Offenders
 from server.rpc.dialect import Dialect, Message, Plan
 from server.rpc.request import CheckedRequest
+from server.status import reason_of
+from server.telemetry.storms import StormLog
+from server.telemetry.trace_context import Origin
+from server.telemetry.tracer import Tracer
 
 Answer = Callable[["Ticket", "bytes | RequestError"], None]
+
+_NO_RPC = Origin("")
 
 
 class Ticket:
     """A request between its push and its answer. `answer` is called exactly once, from the event loop."""
 
-    __slots__ = ("_answer", "_desk", "_plan", "arrived_ns", "request", "submission")
+    __slots__ = ("_answer", "_desk", "_origin", "_plan", "arrived_ns", "request", "submission")
 
     def __init__(
-        self, desk: "Desk", request: CheckedRequest, plan: Plan, arrived_ns: int, answer: Answer
+        self,
+        desk: "Desk",
+        request: CheckedRequest,
+        plan: Plan,
+        arrived_ns: int,
+        answer: Answer,
+        origin: Origin,
     ) -> None:
         self._desk = desk
         self._plan = plan
         self._answer = answer
+        self._origin = origin
         self.request = request
         self.arrived_ns = arrived_ns
         self.submission: Submission | None = None
@@ -55,7 +68,10 @@ class Ticket:
             result = self._error(submission)
             if submission.outcome in (Outcome.ERROR, Outcome.NON_FINITE):
                 desk.note_failure(self.request, submission)
+            desk.note_storm(result, self.request, self._origin)
         desk.books.ended(submission, self.arrived_ns, now_ns)
+        if desk.tracer is not None:
+            desk.tracer.ended(self._origin, self.request, submission, self.arrived_ns, now_ns, result)
         self.submission = None
         desk.partition.release(submission)
         self._answer(self, result)
@@ -100,6 +116,8 @@ class Desk:
 
     Attributes:
         limits: those in use, by class index.
+        tracer: None where nothing is traced.
+        storms: None where nobody hears of them.
     """
 
     def __init__(
@@ -118,6 +136,8 @@ class Desk:
         self._models = models
         self.limits = limits
         self._offenders = Offenders()
+        self.tracer: Tracer | None = None
+        self.storms: StormLog | None = None
 
     def change(
         self,
@@ -135,10 +155,9 @@ class Desk:
         self.entrance.change(limits, bulk_quantum_ns)
         self.admission.change(limits, early_refusal, model_limits)
 
-    def start_afresh(self, places: Iterable[int]) -> None:
-        """Other models have moved into these places: nothing is known of them."""
-        for place in places:
-            self.books.clear(place)
+    def move_in(self, owners: Mapping[int, int]) -> None:
+        """By place, who has it from now on; see `ModelBooks.assign`. Of somebody new nothing is known."""
+        if any([self.books.assign(place, owner) for place, owner in owners.items()]):
             self._offenders = Offenders()
 
     def note_failure(self, request: CheckedRequest, submission: Submission) -> None:
@@ -154,29 +173,36 @@ class Desk:
         expires_ns: int | None,
         metadata_priority: str | None,
         answer: Answer,
+        origin: Origin = _NO_RPC,
     ) -> Ticket:
         """Admits a request and hands it to an engine.
 
         Args:
             dialect: of the protocol that `message` belongs to.
             expires_ns: the instant of the RPC's own deadline; None where it has none.
+            origin: the RPC; without one, nothing is traced.
 
         Raises:
             RequestError: refused; nothing was taken and `answer` will not be called.
         """
-        self.admission.check_serving()
-        request = dialect.check(message, self._models, metadata_priority)
-        class_index = request.priority.index
-        limits = self.limits[class_index]
-        deadline_ns = self._deadline_ns(request, arrived_ns, expires_ns, limits)
-        model = request.model.index
-        now_ns = _ring.now_ns()
-        self._offenders.check(model, [payload.data for payload in request.payloads], now_ns)
-        engine = self.admission.check(model, class_index, request.rows, deadline_ns, now_ns)
+        request: CheckedRequest | None = None
+        try:
+            self.admission.check_serving()
+            request = dialect.check(message, self._models, metadata_priority)
+            class_index = request.priority.index
+            limits = self.limits[class_index]
+            deadline_ns = self._deadline_ns(request, arrived_ns, expires_ns, limits)
+            model = request.model.index
+            now_ns = _ring.now_ns()
+            self._offenders.check(model, [payload.data for payload in request.payloads], now_ns)
+            engine = self.admission.check(model, class_index, request.rows, deadline_ns, now_ns)
+        except RequestError as error:
+            self.refused(origin, request, arrived_ns, error)
+            raise
 
         partition = self.partition
         plan = dialect.plan(request.model.signature, request.rows, request.outputs)
-        ticket = Ticket(self, request, plan, arrived_ns, answer)
+        ticket = Ticket(self, request, plan, arrived_ns, answer, origin)
         submission = partition.reserve(request.rows, model, class_index, ticket.ended)
         ticket.submission = submission
         for payload in request.payloads:
@@ -190,6 +216,19 @@ class Desk:
             exclusive=request.exclusive,
         )
         return ticket
+
+    def refused(
+        self, origin: Origin, request: CheckedRequest | None, arrived_ns: int, error: RequestError
+    ) -> None:
+        """Tells of a request that was not let in. `request` None: it was refused before it was checked."""
+        self.note_storm(error, request, origin)
+        if self.tracer is not None:
+            self.tracer.refused(origin, request, arrived_ns, error)
+
+    def note_storm(self, error: RequestError, request: CheckedRequest | None, origin: Origin) -> None:
+        """Counts a request that got no result, for the log."""
+        if self.storms is not None and not isinstance(error, RequestCancelled):
+            self.storms.note(reason_of(error), request.priority.label if request else "", origin)
 
     @staticmethod
     def _deadline_ns(

@@ -1,7 +1,7 @@
 """What a protocol of predictions has to say for itself; everything else is the same for all of them."""
 
 from abc import ABC, abstractmethod
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from scheduler.errors import RequestError
 from scheduler.partition import Partition, Submission
@@ -27,7 +27,14 @@ class Plan(Protocol):
 
 
 class Dialect(ABC, Generic[Message, Mark]):
-    """A protocol: its messages, and the mark by which an answer of an RPC stream names its request."""
+    """A protocol: its messages, and the mark by which an answer of an RPC stream names its request.
+
+    Attributes:
+        unary_method, stream_method: with the service, such as `tickring.v1.InferenceService/Predict`.
+    """
+
+    unary_method: ClassVar[str]
+    stream_method: ClassVar[str]
 
     @abstractmethod
     def parse(self, raw: bytes) -> Message:

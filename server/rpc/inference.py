@@ -24,6 +24,9 @@ SERVICE = "tickring.v1.InferenceService"
 class PredictDialect(Dialect[inference_pb2.PredictRequest, int]):
     """Marked by `sequence`."""
 
+    unary_method = f"{SERVICE}/Predict"
+    stream_method = f"{SERVICE}/PredictStream"
+
     def __init__(self) -> None:
         self._plan = lru_cache(maxsize=PLANS_KEPT)(partial(plan_for, ResponsePlan))
 

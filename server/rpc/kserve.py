@@ -46,6 +46,9 @@ Method = Callable[[Any, Any], Awaitable[Any]]
 class InferDialect(Dialect[kserve.ModelInferRequest, str]):
     """Marked by `id`."""
 
+    unary_method = f"{SERVICE}/ModelInfer"
+    stream_method = f"{SERVICE}/ModelStreamInfer"
+
     def __init__(self) -> None:
         self._plan = lru_cache(maxsize=PLANS_KEPT)(partial(plan_for, InferResponsePlan))
 
@@ -242,12 +245,15 @@ class KserveService:
     async def trace_setting(
         self, request: kserve.TraceSettingRequest, context: Context
     ) -> kserve.TraceSettingResponse:
-        """Nothing is traced."""
+        """Whether anything is traced, and how often, by Triton's names."""
         await self._check_name(request.model_name, context)
         if request.settings:
             await _refuse(context, _NO_TRACE_CHANGES)
         return kserve.TraceSettingResponse(
-            settings={"trace_level": kserve.TraceSettingResponse.SettingValue(value=["OFF"])}
+            settings={
+                name: kserve.TraceSettingResponse.SettingValue(value=[value])
+                for name, value in kserve_models.trace_settings(self._telemetry).items()
+            }
         )
 
     async def log_settings(

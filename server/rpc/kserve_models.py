@@ -6,7 +6,7 @@ from scheduler.priority import CLASS_COUNT, ClassLimits
 from scheduler.signature import TensorSpec
 from server.model_books import ModelTotals
 from server.models import ModelTable, ServedModel
-from server.settings import Settings
+from server.settings import Settings, TelemetryTable
 from server.sizing import engine_sizes
 from tickring.kserve import grpc_service_pb2 as kserve
 from tickring.kserve import model_config_pb2 as config
@@ -15,6 +15,15 @@ READY = "READY"
 # As Triton calls the same; others keep our own name.
 _PLATFORMS = {"torchscript": "pytorch_libtorch"}
 _BACKEND = "pytorch"
+
+
+def trace_settings(telemetry: TelemetryTable) -> dict[str, str]:
+    """What is traced, as Triton says it."""
+    if telemetry.otlp_endpoint is None:
+        return {"trace_level": "OFF"}
+    ratio = telemetry.trace_sample_ratio
+    rate = {"trace_rate": str(round(1 / ratio))} if ratio else {}
+    return {"trace_level": "TIMESTAMPS", "trace_mode": "opentelemetry", **rate}
 
 
 def platform(model: ServedModel) -> str:

@@ -23,6 +23,7 @@ from server.boot import Boot
 from server.settings import Settings
 from server.telemetry import logs, names
 from server.telemetry.spans import Spans
+from server.telemetry.trace_counts import TraceCounts
 from server.telemetry.trace_records import MAX_RECORD_BYTES, TraceRecord
 
 # What waits while the collector takes its time; what comes beyond is dropped.
@@ -31,6 +32,10 @@ MAX_WAITING_BYTES = 16 << 20
 RECORDS_AT_ONCE = 256
 # How long a record waits for company at most, and a batch for those that were in it.
 EXPORT_EVERY_S = 1.0
+# Of what is wrong with a collector, in the log.
+MAX_COMPLAINT = 256
+# At the end, for a collector that has not taken the last export.
+LAST_TRY_S = 0.5
 # Of all processes the one that can wait.
 NICENESS = 10
 
@@ -47,9 +52,14 @@ def run(boot: Boot, sock: socket.socket) -> NoReturn:
     assert endpoint is not None
     records = socket.socket(fileno=boot.records_fd)
     inbox = Inbox(records, sock)
-    threading.Thread(target=inbox.run, daemon=True).start()
+    export = Export(inbox, Spans(boot.device.split(",")), endpoint, sock)
+
+    def listen() -> None:
+        export.give_up(inbox.run())
+
+    threading.Thread(target=listen, daemon=True).start()
     control.send(sock, {"type": "ready"})
-    Export(inbox, Spans(boot.device.split(",")), endpoint, sock).run()
+    export.run()
     os._exit(0)
 
 
@@ -66,8 +76,12 @@ class Inbox:
         self._ended = False
         self.dropped = 0  # for want of room
 
-    def run(self) -> None:
-        """Until told to stop; then what is in the socket already is taken, too."""
+    def run(self) -> float:
+        """Until told to stop; then what is in the socket already is taken, too.
+
+        Returns:
+            When this process has to have ended, by the monotonic clock.
+        """
         with selectors.DefaultSelector() as selector:
             selector.register(self._records, selectors.EVENT_READ)
             selector.register(self._supervisor, selectors.EVENT_READ)
@@ -82,6 +96,7 @@ class Inbox:
         with self._moved:
             self._ended = True
             self._moved.notify()
+        return self._stop_by_s
 
     def wait(self, timeout_s: float) -> bool:
         """Until there are enough records for an export, or no more will come; True: no more will."""
@@ -97,11 +112,6 @@ class Inbox:
             raws = [self._waiting.popleft() for _ in range(min(RECORDS_AT_ONCE, len(self._waiting)))]
             self._bytes -= sum(map(len, raws))
         return [TraceRecord.from_bytes(raw) for raw in raws]
-
-    @property
-    def stop_by_s(self) -> float | None:
-        """By the monotonic clock, when this process has to have ended; None: not at all."""
-        return self._stop_by_s
 
     def _obey(self, message: control.Message | None) -> None:
         if message is None:
@@ -141,11 +151,11 @@ class Export:
         self._complaint = _Complaint()
         logging.getLogger("opentelemetry").addHandler(self._complaint)
         logging.getLogger("opentelemetry").propagate = False
-        self._exporter = OTLPSpanExporter(endpoint=endpoint)
+        self._exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
         self._exported = 0
         self._lost = 0
         self._dropped: Counter[str] = Counter()
-        self._told: control.Message = {}
+        self._told = TraceCounts()
         self._failing = False
         self._due_s = time.monotonic() + EXPORT_EVERY_S
 
@@ -155,11 +165,17 @@ class Export:
         while not ending:
             ending = self._inbox.wait(self._due_s - time.monotonic())
             self._round(self._inbox.take())
-        threading.Thread(target=self._give_up_in_time, daemon=True).start()
         while records := self._inbox.take():
             self._round(records)
         self._send(self._spans.of_batches(all_of_them=True))
         self._tell()
+
+    def give_up(self, stop_by_s: float) -> NoReturn:
+        """Ends the process in time, whatever `run` waits for; from another thread."""
+        patience_s = LAST_TRY_S if self._failing else stop_by_s - time.monotonic()
+        time.sleep(max(0.0, patience_s))
+        log.warning("traces are left behind, the collector has not taken them in time")
+        os._exit(0)
 
     def _round(self, records: list[TraceRecord]) -> None:
         spans = [span for record in records for span in self._spans.of_request(record)]
@@ -178,7 +194,7 @@ class Export:
         try:
             result = self._exporter.export(spans)
         except Exception as error:  # whatever a library of that size may raise: it is about spans only
-            self._complaint.text = f"{type(error).__name__}: {error}"
+            self._complaint.text = f"{type(error).__name__}: {error}"[:MAX_COMPLAINT]
             result = SpanExportResult.FAILURE
         failed = result is not SpanExportResult.SUCCESS
         if failed:
@@ -196,23 +212,10 @@ class Export:
         dropped = Counter(self._dropped)
         if self._inbox.dropped:
             dropped[names.DROPPED_FROM_QUEUE] = self._inbox.dropped
-        message: control.Message = {
-            "type": "traced",
-            "spans_exported": self._exported,
-            "spans_dropped": self._lost,
-            "records_dropped": dict(dropped),
-        }
-        if message != self._told:
-            control.send(self._supervisor, message)
-            self._told = message
-
-    def _give_up_in_time(self) -> None:
-        """Ends an export that the collector does not answer."""
-        stop_by_s = self._inbox.stop_by_s
-        assert stop_by_s is not None
-        time.sleep(max(0.0, stop_by_s - time.monotonic()))
-        log.warning("traces are left behind, the collector has not taken them in time")
-        os._exit(0)
+        counts = TraceCounts(self._exported, self._lost, dict(dropped))
+        if counts != self._told:
+            control.send(self._supervisor, {"type": "traced", "counts": counts.to_fields()})
+            self._told = counts
 
 
 class _Complaint(logging.Handler):
@@ -224,4 +227,4 @@ class _Complaint(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
-        self.text = record.getMessage()
+        self.text = record.getMessage()[:MAX_COMPLAINT]

@@ -4,9 +4,11 @@ Keys are the names of fields in `proto/tickring/v1/status.proto`. What nothing i
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from scheduler.priority import PriorityClass
+from server.telemetry.advice import Recommendation
 from server.telemetry.slo import ANSWERED, FAILED, Objective
 from server.telemetry.totals import BATCH_SIZE_BOUNDS, Histogram
 from server.telemetry.windows import Span, sum_of
@@ -23,7 +25,10 @@ Json = dict[str, Any]
 
 def activity(span: Span, window_s: float) -> Json:
     """What happened in this time: by class over all models, by model and class, and by model."""
-    flows = sorted({(model, label) for model, label, _ in span.requests} | set(span.queue_wait_s))
+    seen = {(model, label) for model, label, _ in span.last.requests} | set(span.last.queue_wait_s)
+    flows = [
+        (model, label) for model in sorted({m for m, _ in seen}) for label in LABELS if (model, label) in seen
+    ]
     return {
         "window_s": window_s,
         "covered_s": span.seconds,
@@ -61,6 +66,11 @@ def window(seconds: float, span: Span, objectives: Sequence[Objective], state: s
         "requests": span.ended(),
         "objectives": [_objective(each) for each in objectives],
     }
+
+
+def recommendation(found: Recommendation) -> Json:
+    """One thing to change."""
+    return asdict(found)
 
 
 def _flow(span: Span, model: str | None, label: str) -> Json:

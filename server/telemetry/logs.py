@@ -3,13 +3,17 @@
 import io
 import logging
 import sys
+import time
 from typing import Any
 
 import structlog
 
+from server.telemetry.line_limit import LineLimit
+
 STDERR_FD = 2
 
 _threshold = [logging.INFO]
+_limit = LineLimit(time.monotonic)
 
 
 def configure(log_format: str, level: str) -> None:
@@ -23,6 +27,7 @@ def configure(log_format: str, level: str) -> None:
     structlog.configure(
         processors=[
             _loud_enough,
+            _limited,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -42,6 +47,15 @@ def set_level(level: str) -> None:
 def _loud_enough(_logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     if structlog.processors.NAME_TO_LEVEL[method] < _threshold[0]:
         raise structlog.DropEvent
+    return event
+
+
+def _limited(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    left_out = _limit.admit(event["event"])
+    if left_out is None:
+        raise structlog.DropEvent
+    if left_out:
+        event["lines_left_out"] = left_out
     return event
 
 

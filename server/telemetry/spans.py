@@ -61,11 +61,6 @@ class Spans:
         self._open: dict[tuple[int, int], _Batch] = {}
         self._made: OrderedDict[tuple[int, int], None] = OrderedDict()
 
-    @property
-    def batches_open(self) -> int:
-        """Batches whose span has not been made yet."""
-        return len(self._open)
-
     def of_request(self, record: TraceRecord) -> list[ReadableSpan]:
         """The span of a request, and those of its parts. That of its batch comes from `of_batches`."""
         parent = None
@@ -92,7 +87,8 @@ class Spans:
             )
         if course.batch:
             batch = self._batch(record, course)
-            batch.requests.append(server)
+            if len(batch.requests) < MAX_LINKS:
+                batch.requests.append(server)
             spans.append(
                 self._span(
                     names.SPAN_BATCH_COMPUTE,
@@ -183,7 +179,7 @@ class Spans:
                 names.MODEL_VERSION: record.version,
                 **self._batch_attributes(course),
             },
-            links=[Link(request) for request in batch.requests[:MAX_LINKS]],
+            links=[Link(request) for request in batch.requests],
         )
 
     @staticmethod

@@ -17,7 +17,8 @@ MAX_STATE_MEMBERS = 32
 _PARENT = re.compile("([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _SAMPLED = 0x01
 _KEY = "[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13}"
-_VALUE = "[ -+--<>-~]{0,255}[!-+--<>-~]"
+# Printable ASCII but comma and equals sign, no space at the end.
+_VALUE = r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
 _MEMBER = re.compile(f"({_KEY})=({_VALUE})")
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -59,6 +60,10 @@ class Origin:
             self._parsed = True
         return self._parent
 
+    def fields(self) -> dict[str, str]:
+        """For a log line about the request: its `trace_id`, where its caller has given it one."""
+        return {} if self.parent is None else {"trace_id": f"{self.parent.trace_id:032x}"}
+
 
 def origin_of(method: str, metadata: Metadata) -> Origin:
     """With the trace that a call's metadata names. More than one traceparent names none."""
@@ -73,12 +78,6 @@ def origin_of(method: str, metadata: Metadata) -> Origin:
         return Origin(method)
     state = ",".join(states)
     return Origin(method, parents[0], state if len(state) <= MAX_STATE_CHARACTERS else "")
-
-
-def trace_fields(metadata: Metadata) -> dict[str, str]:
-    """For a log line about a call: its `trace_id`, where its caller has given it one."""
-    parent = origin_of("", metadata).parent
-    return {} if parent is None else {"trace_id": f"{parent.trace_id:032x}"}
 
 
 def parse_traceparent(text: str) -> Parent | None:

@@ -97,6 +97,8 @@ class Tracer:
         self._consider(ending, Why.REFUSED, getrandbits(DRAW_BITS))
 
     def _consider(self, ending: _Ending, tail: Why | None, draw: int) -> None:
+        if not ending.origin.method:  # one that the front end made for itself
+            return
         parent = ending.origin.parent
         if parent is not None and parent.sampled:
             self._tell(ending, Why.PARENT, draw)

@@ -177,30 +177,42 @@ async def test_waiting_for_company_is_no_hang(launch: Launch, zoo_repository: Pa
     service.stop()
 
 
-async def test_classes_change_without_a_restart(launch: Launch, tmp_path: Path) -> None:
-    """SIGHUP: good class settings are taken up everywhere, bad ones nowhere, others need a restart."""
+async def test_settings_file_is_taken_up_by_sighup(launch: Launch, tmp_path: Path) -> None:
+    """Good settings are taken up everywhere, bad ones nowhere; new engines take over where it needs them."""
     config = tmp_path / "tickring.toml"
     config.write_text("")
     service = launch("--config", str(config), settings=BUNDLED).ready()
     async with grpc.aio.insecure_channel(service.target) as channel:
         assert (await unary(channel, window_request(priority=NORMAL))).code is Code.OK
 
-        config.write_text("[scheduler.classes.batch_processing]\nqueue_limit = 1\nslack_ms = 40")
+        config.write_text("[scheduler.classes.batch_processing]\nqueue_limit = 2\nslack_ms = 40")
         service.signal(signal.SIGHUP)
-        service.wait_for("settings changed")
-        refused = await _until_answered(channel, Code.RESOURCE_EXHAUSTED, rows=2, priority=NORMAL)
-        assert "0 of 1 are taken" in refused.message
-        assert (await unary(channel, window_request(rows=2, priority=URGENT))).code is Code.OK
+        service.wait_for("settings changed", version=2)
+        with service.paused():
+            filling = asyncio.create_task(unary(channel, window_request(rows=2, priority=NORMAL)))
+            async with asyncio.timeout(40):
+                while await asyncio.to_thread(_open_items, service) < 2:
+                    pass
+            refused = await _until_answered(channel, Code.RESOURCE_EXHAUSTED, rows=1, priority=NORMAL)
+            assert "2 of 2 are taken" in refused.message
+        assert (await filling).code is Code.OK
 
         config.write_text("[scheduler.classes.batch_processing]\nslack_ms = -1")
         service.signal(signal.SIGHUP)
         line = service.wait_for("settings not reloaded, nothing was changed")
         assert "slack_ms" in line["problems"][0]
 
+        config.write_text("[server]\nfrontends = 1\nmax_message_bytes = 2048")
+        service.signal(signal.SIGHUP)
+        line = service.wait_for("settings not reloaded, nothing was changed", after=len(service.logged()) - 1)
+        assert "server.max_message_bytes" in line["problems"][0]
+
         config.write_text("[scheduler]\nmax_batch_size = 8")
         service.signal(signal.SIGHUP)
-        service.wait_for("only [scheduler.classes] changes without a restart, the rest stays as it was")
-        await _until_answered(channel, Code.OK, rows=2, priority=NORMAL)
+        service.wait_for("settings changed", version=3)
+        service.wait_for("engine has retired")
+        answer = await unary(channel, window_request(rows=20, priority=URGENT, timeout={"seconds": 30}))
+        assert answer.response.timing.batch_bucket <= 8
     service.stop()
 
 
@@ -239,6 +251,11 @@ async def _until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not await asyncio.to_thread(true):
             pass
+
+
+def _open_items(service: Service) -> int:
+    (frontend,) = books(_http_port(service))["frontends"]
+    return int(frontend["open"])
 
 
 async def _until_answered(channel: grpc.aio.Channel, code: Code, **fields: Any) -> Ending:

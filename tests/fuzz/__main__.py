@@ -54,7 +54,8 @@ def show(report: Report) -> None:
     account, peers = report.account, report.peers
     print(
         f"seed {report.seed}: {account.messages} messages in {account.calls} calls, {peers.connections} raw "
-        f"connections with {peers.streams} streams, {report.seconds:.0f} s"
+        f"connections with {peers.streams} streams, {report.seconds:.0f} s; the slowest call took "
+        f"{account.slowest_s:.1f} s, the slowest raw connection {peers.slowest_s:.1f} s"
     )
     print("\n| RPC | messages by end |\n|---|---|")
     _print_ends(account.ends)

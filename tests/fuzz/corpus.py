@@ -180,7 +180,7 @@ def _predictions() -> Iterator[inference_pb2.PredictRequest]:
     )
     full.timeout.seconds = 20
     full.timeout.nanos = 1
-    full.options.bypass_batching = full.options.skip_cache = True
+    full.options.bypass_batching = True
     yield full
     yield inference_pb2.PredictRequest(
         inputs=[tensor("window", windows(1)[:, :2]), tensor("k", [1, 2], DataType.INT64)]

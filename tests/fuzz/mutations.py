@@ -19,8 +19,9 @@ from tests.fuzz.wire import (
     walk,
 )
 
-# Of a message that has been made longer on purpose.
+# What a message is made longer to on purpose, and where it is cut off however it came to be longer.
 MAX_BYTES = 200_000
+CUT_BYTES = 3 * MAX_BYTES
 # Shares of the messages; the others have their fields changed.
 UNCHANGED = 0.12
 BYTES_ONLY = 0.2
@@ -46,7 +47,11 @@ Change = Callable[[random.Random, list[Field]], None]
 
 
 def mutate(rng: random.Random, seed: list[Field], other: bytes) -> bytes:
-    """A message made of `seed`, perhaps with a part of `other`."""
+    """A message made of `seed`, perhaps with a part of `other`; at most CUT_BYTES."""
+    return _mutate(rng, seed, other)[:CUT_BYTES]
+
+
+def _mutate(rng: random.Random, seed: list[Field], other: bytes) -> bytes:
     kind = rng.random()
     if kind < UNCHANGED:
         return encode(seed)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -69,6 +70,7 @@ class Account:
     ends: Counter[tuple[str, str]] = field(default_factory=Counter)
     calls: int = 0
     messages: int = 0
+    slowest_s: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     def problem(self, text: str) -> None:
@@ -132,12 +134,14 @@ class Sender:
         """Makes one call; its end goes to the account."""
         account, rpc = self._account, plan.rpc
         ends: Sequence[str]
+        begun_s = time.monotonic()
         try:
             async with asyncio.timeout(PATIENCE_S):
                 ends = await (self._streamed(plan) if rpc.server_streams else self._unary(plan))
         except TimeoutError:
             ends = ["hangs"]
         account.calls += 1
+        account.slowest_s = max(account.slowest_s, time.monotonic() - begun_s)
         account.messages += len(plan.messages)
         for end in ends:
             account.ends[rpc.path, end] += 1

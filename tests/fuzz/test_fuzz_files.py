@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from server.auth import read_tokens
+from server.configuration import load_settings
 from server.problems import SettingsError
 from server.repository import RepositoryError, load_repository
-from server.settings import load_settings
 
 CASES = 400
 MANIFEST = f"""\
@@ -71,6 +71,8 @@ expires = 2030-01-01T00:00:00Z
 roles = ["observe", "admin"]
 sha256 = "{"2" * 64}"
 """
+# More than Python reads, and no ValueError.
+DEEP = b"a = " + b"[" * 5000
 values = st.sampled_from(
     [
         *("0", "1", "-1", "1.5", "true", '""', '"high"', '"auto"', "[]", "{}", "[[]]", "[{}]", "{a = 1}"),
@@ -148,6 +150,7 @@ def _written(content: bytes, read: Callable[[Path], object]) -> None:
 
 @settings(max_examples=CASES, deadline=None)
 @given(contents(SETTINGS))
+@example(DEEP)
 def test_settings_file(content: bytes) -> None:
     """Alone."""
     _written(content, lambda path: load_settings({}, config=path, environ={}))
@@ -155,6 +158,7 @@ def test_settings_file(content: bytes) -> None:
 
 @settings(max_examples=CASES, deadline=None)
 @given(contents(TOKENS))
+@example(DEEP)
 def test_tokens_file(content: bytes) -> None:
     """As it is read at the start, and whenever it changes."""
     _written(content, read_tokens)
@@ -182,7 +186,7 @@ environments = st.dictionaries(
 
 @settings(max_examples=CASES, deadline=None)
 @given(environments)
-@example({"TICKRING_EXECUTOR__CPU_AFFINITY": "[" * 500})
+@example({"TICKRING_EXECUTOR__CPU_AFFINITY": "[" * 5000})
 def test_environment(environ: dict[str, str]) -> None:
     """Every variable of our prefix."""
     try:

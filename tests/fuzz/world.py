@@ -27,7 +27,6 @@ SETTINGS = {
 }
 CHILDREN = ("frontend-0", "engine-0")
 HTTP_TIMEOUT_S = 10.0
-WITNESS_TIMEOUT_S = 60.0
 # After the last call: for connections that were dropped to be noticed, and cancelled work to come back.
 SETTLE_S = 30.0
 POLL_S = 0.05

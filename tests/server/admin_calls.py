@@ -20,8 +20,11 @@ METHODS = tuple(admin_pb2.DESCRIPTOR.services_by_name["AdminService"].methods_by
 class Caller:
     """Calls AdminService by names."""
 
-    def __init__(self, channel: grpc.aio.Channel, token: str | None = None) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, token: str | None = None, *, timeout_s: float = DEADLINE_S
+    ) -> None:
         self._channel = channel
+        self._timeout_s = timeout_s
         self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
 
     def start(self, method: str, **fields: Any) -> Any:
@@ -31,7 +34,7 @@ class Caller:
         call = self._channel.unary_unary(
             f"/{SERVICE}/{method}", request.SerializeToString, response.FromString
         )
-        return call(request(**fields), timeout=DEADLINE_S, metadata=self._metadata)
+        return call(request(**fields), timeout=self._timeout_s, metadata=self._metadata)
 
     async def __call__(self, method: str, **fields: Any) -> Any:
         return await self.start(method, **fields)

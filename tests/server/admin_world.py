@@ -41,6 +41,7 @@ from server.models import ServedModel
 from server.problems import Problem, SettingsError
 from server.repository import Manifest, ModelVersion
 from server.settings import Settings
+from tests.server.overview_world import overview
 
 VERSIONS = (1, 2, 3)
 SETTINGS = (
@@ -195,11 +196,15 @@ async def administered(tables: Mapping[str, Any] | None = None) -> AsyncIterator
     tables = tables or {}
     server = {"admin_port": 0, **tables.get("server", {})}
     administration = Scripted()
-    port = AdminPort(Settings.model_validate({**tables, "server": server}), administration)
+    settings = Settings.model_validate({**tables, "server": server})
+    seen, _ = overview(administration, LINEUP)
+    port = AdminPort(settings, administration, seen)
     await port.start()
+    looking = asyncio.create_task(seen.run())
     try:
         yield administration, port
     finally:
+        looking.cancel()
         await port.stop(0)
 
 

@@ -22,7 +22,8 @@ from server.rpc.admin import SERVICE
 from server.settings import Settings
 from tests.certificates import Authority
 from tests.server.admin_calls import DEADLINE_S, METHODS, Caller, updates
-from tests.server.admin_world import Scripted, administered
+from tests.server.admin_world import LINEUP, Scripted, administered
+from tests.server.overview_world import overview
 
 Code = grpc.StatusCode
 
@@ -98,7 +99,9 @@ async def test_port_that_is_taken() -> None:
 
 def port_on(number: int) -> AdminPort:
     """Not started."""
-    return AdminPort(Settings.model_validate({"server": {"admin_port": number}}), Scripted())
+    administration = Scripted()
+    seen, _ = overview(administration, LINEUP)
+    return AdminPort(Settings.model_validate({"server": {"admin_port": number}}), administration, seen)
 
 
 async def test_port_that_never_started_stops_at_once() -> None:

@@ -12,8 +12,9 @@ from scheduler.clock import VirtualClock
 from server.admin_port import AdminPort
 from server.rpc.admin import AdminService
 from tests.server.admin_calls import DEADLINE_S, METHODS, Caller, updates
-from tests.server.admin_world import SETTINGS, Scripted, administered
-from tickring.v1 import admin_pb2, model_pb2
+from tests.server.admin_world import LINEUP, SETTINGS, Scripted, administered
+from tests.server.overview_world import overview
+from tickring.v1 import admin_pb2, model_pb2, types_pb2
 
 Code = grpc.StatusCode
 
@@ -254,10 +255,30 @@ async def test_status_has_the_books(call: Caller) -> None:
     assert [(e.name, e.restarts, e.ready) for e in answer.engines] == [("engine-0", 2, True)]
 
 
+async def test_status_has_the_last_minute_and_the_promises(call: Caller) -> None:
+    """By class and model; a prediction is tried only where that is asked for."""
+    answer = await call("GetStatus")
+    assert (answer.state, answer.profile) == ("ready", "market_hours")
+    second, minute = answer.activity
+    assert (second.window_s, minute.window_s) == (1, 60)
+    assert [flow.requests_per_s > 0 for flow in minute.classes] == [True, False, True, False, False]
+    assert minute.classes[2].priority == types_pb2.PRIORITY_BATCH_PROCESSING
+    assert minute.classes[0].HasField("wait_p99_ms")
+    assert not minute.classes[1].HasField("wait_p99_ms")
+    assert [model.target_size for model in minute.models] == [32]
+    assert answer.readings["cpu_utilization_ratio"] == 0.62
+    assert answer.slo.state == "met"
+    assert [window.window_s for window in answer.slo.windows] == [60, 300, 3600]
+    assert not answer.HasField("health")
+    assert (await call("GetStatus", deep=True)).health.state == "healthy"
+
+
 async def test_uptime_is_counted_from_the_start() -> None:
     """By the clock."""
     clock = VirtualClock(5_000)
-    service = AdminService(Scripted(), lambda _: "somebody", clock)
+    administration = Scripted()
+    reports, _ = overview(administration, LINEUP)
+    service = AdminService(administration, reports, lambda _: "somebody", clock)
     clock.advance(7_000)
     answer = await service.get_status(admin_pb2.GetStatusRequest(), None)  # type: ignore[arg-type]
     assert answer.uptime_ns == 7_000

@@ -21,7 +21,7 @@ def status(front_end: FrontEnd) -> tuple[dict[str, Any], admin_pb2.GetStatusResp
     """The books, and the message that they become."""
     engine = EngineState("cuda:1", True, READINGS, LINEUP)
     found = books(front_end.arena, {0: engine}, {"frontend-0": 1, "engine-0": 2})
-    return found, status_message(found, settings_version=3, uptime_ns=5)
+    return found, status_message(found, {}, settings_version=3, uptime_ns=5)
 
 
 def test_counts_are_those_of_the_books(front_end: FrontEnd) -> None:
@@ -60,7 +60,7 @@ def test_every_field_of_a_process_is_filled(front_end: FrontEnd) -> None:
         counts = [name for name, value in entry.items() if type(value) is int]
         entry.update({name: 100 * (len(expected) + 1) + index for index, name in enumerate(counts)})
         expected[id(entry)] = {name: entry[name] for name in counts}
-    message = status_message(found, settings_version=1, uptime_ns=0)
+    message = status_message(found, {}, settings_version=1, uptime_ns=0)
     (frontend,), (engine,) = message.frontends, message.engines
     made: list[Message] = [frontend, frontend.ended, engine]
     for part, counts_of_part in zip(made, expected.values(), strict=True):
@@ -96,7 +96,7 @@ def test_books_that_were_read_while_work_ended(front_end: FrontEnd, open_items: 
     """More may have ended than were admitted a moment before; that is no number below zero."""
     found, _ = status(front_end)
     found["frontends"][0]["open"] = open_items
-    assert status_message(found, settings_version=1, uptime_ns=0).frontends[0].open == told
+    assert status_message(found, {}, settings_version=1, uptime_ns=0).frontends[0].open == told
 
 
 def test_every_outcome_has_its_field() -> None:

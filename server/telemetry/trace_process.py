@@ -1,0 +1,136 @@
+"""The telemetry process as the supervisor sees it: started, restarted, told to end. Nobody waits for it."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import Sequence
+
+import structlog
+
+from server import control
+from server.boot import Boot, spawn
+from server.children import Child, Duty
+from server.revision import Revision
+from server.telemetry.trace_counts import TraceCounts
+from server.telemetry.trace_records import channel
+
+# It dies by a bug or because somebody kills it; what it would have told until it is back waits in the socket.
+FIRST_RESTART_DELAY_S = 0.1
+MAX_RESTART_DELAY_S = 5.0
+# What a collector gets to take the rest, at the end of the service.
+STOP_S = 5.0
+# Between what the process is given to end and its being killed.
+KILL_MARGIN_S = 0.5
+
+log = structlog.get_logger()
+
+
+class TraceProcess:
+    """One place for it. Belongs to the supervisor's event loop.
+
+    Attributes:
+        child: the place.
+    """
+
+    def __init__(self, revision: Revision, devices: Sequence[str]) -> None:
+        """`devices`: of the engines, as `Boot` has it for this process."""
+        self.child = Child("telemetry", 0, Duty.SERVING, revision)
+        self._devices = ",".join(devices)
+        self._sending, self._receiving = channel()
+        self._past = TraceCounts()  # of processes that are gone
+        self._present = TraceCounts()
+        self._ended = asyncio.Event()
+        self._stopping = False
+
+    @property
+    def records_fd(self) -> int:
+        """Where front ends send their records; they inherit it."""
+        return self._sending.fileno()
+
+    @property
+    def counts(self) -> TraceCounts:
+        """Since the service started."""
+        return self._past + self._present
+
+    def start(self) -> None:
+        """Starts the process; not while the service ends."""
+        if self._stopping:
+            return
+        child = self.child
+        revision = child.revision
+        child.process, child.socket = spawn(
+            Boot(
+                role=child.role,
+                index=child.index,
+                parent_pid=os.getpid(),
+                arena_fd=-1,
+                frontend_eventfds=(),
+                engine_eventfds=(),
+                revision=revision.number,
+                settings=revision.settings.model_dump_json(),
+                lineup="",
+                grpc_port=0,
+                device=self._devices,
+                boot_id=secrets.randbits(63),
+                records_fd=self._receiving.fileno(),
+            )
+        )
+        child.pidfd = os.pidfd_open(child.process.pid)
+        asyncio.get_running_loop().add_reader(child.pidfd, self._exited)
+        control.listen(child.socket, self._heard)
+        log.debug("spawned", child=child.name, pid=child.process.pid)
+
+    def change(self, revision: Revision) -> None:
+        """Goes by these settings from now on."""
+        self.child.revision = revision
+        self.child.tell({"type": "change", "log_level": revision.settings.telemetry.log_level})
+
+    async def stop(self, within_s: float) -> None:
+        """Ends the process once the collector has the rest, or it is time."""
+        self._stopping = True
+        within_s = min(STOP_S, within_s)
+        self.child.tell({"type": "stop", "within_s": within_s})
+        if self.child.alive:
+            try:
+                await asyncio.wait_for(self._ended.wait(), within_s + KILL_MARGIN_S)
+            except TimeoutError:
+                self.child.kill()
+                await self._ended.wait()
+        self._sending.close()
+        self._receiving.close()
+
+    def _heard(self, message: control.Message | None) -> None:
+        if message is None:
+            return  # its exit says the rest
+        match message["type"]:
+            case "ready":
+                self.child.ready = True
+                self.child.failed_starts = 0
+            case "traced":
+                self._present = TraceCounts(**message["counts"])
+            case other:
+                raise AssertionError(f"unknown control message {other}")
+
+    def _exited(self) -> None:
+        child = self.child
+        assert child.process is not None
+        assert child.socket is not None
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(child.pidfd)
+        loop.remove_reader(child.socket)
+        for message in control.unread(child.socket):
+            self._heard(message)
+        os.close(child.pidfd)
+        child.socket.close()
+        code = child.process.wait()
+        was_ready, child.ready = child.ready, False
+        child.process = child.socket = None
+        self._past, self._present = self.counts, TraceCounts()
+        if self._stopping:
+            self._ended.set()
+            return
+        log.error("child died", child=child.name, code=code)
+        child.failed_starts = 0 if was_ready else child.failed_starts + 1
+        child.restarts += 1
+        delay_s = min(MAX_RESTART_DELAY_S, FIRST_RESTART_DELAY_S * 2**child.failed_starts)
+        loop.call_later(delay_s, self.start)
