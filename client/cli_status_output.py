@@ -89,14 +89,14 @@ def percent(ratio: float | None) -> str:
     """Of a ratio; what is nearly all is not told as all."""
     if ratio is None:
         return NOTHING
-    shown = f"{ratio:.2%}"
-    return "99.99%" if shown == "100.00%" and ratio < 1 else shown.replace(".00%", "%")
+    shown = f"{ratio * 100:.2f}"
+    return "99.99%" if shown == "100.00" and ratio < 1 else f"{shown.rstrip('0').rstrip('.')}%"
 
 
 def plain_table(first: str, *others: str) -> Table:
     """Without lines, names to the left and figures to the right: a class and its figures fit 80 columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column(first, no_wrap=True, overflow="ellipsis", max_width=20)
+    table.add_column(first, no_wrap=True, overflow="crop", max_width=20)
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table

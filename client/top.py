@@ -78,7 +78,7 @@ def frame(status: ServerStatus, target: str, *, blocks: bool = True) -> Group:
 def _heading(status: ServerStatus, target: str) -> Text:
     up_s = status.uptime_ns // 1_000_000_000
     up = f"{up_s // 3600}:{up_s // 60 % 60:02}:{up_s % 60:02}"
-    text = Text(no_wrap=True, overflow="ellipsis")
+    text = Text(no_wrap=True, overflow="crop")
     text.append(f"tickring {target}  ", "bold")
     text.append(status.state, "green" if status.state == "ready" else "bold red")
     text.append(f"  up {up}  {status.profile}  settings {status.settings_version}")
@@ -86,7 +86,7 @@ def _heading(status: ServerStatus, target: str) -> Text:
 
 
 def _promises(status: ServerStatus) -> Text:
-    text = Text("promises ", no_wrap=True, overflow="ellipsis")
+    text = Text("promises ", no_wrap=True, overflow="crop")
     text.append(status.slo.state.replace("_", " "), _STYLES.get(status.slo.state, ""))
     if status.slo.windows:
         for objective in status.slo.windows[0].objectives:
@@ -152,7 +152,7 @@ def _models(second: Activity, minute: Activity, blocks: bool) -> Table:
 
 def _processes(status: ServerStatus) -> Table:
     table = plain_table("process", "items in it", "restarts")
-    table.add_column("", no_wrap=True, overflow="ellipsis")
+    table.add_column("", no_wrap=True, overflow="crop")
     for frontend in status.frontends:
         table.add_row(
             frontend.name, str(frontend.open), str(frontend.restarts), f"{frontend.slots_free} slots free"
@@ -178,7 +178,7 @@ def _readings(status: ServerStatus) -> Text | None:
     if not ratios:
         return None
     said = "  ".join(f"{name} {value:.0%}" for name, value in ratios.items())
-    return Text(said, no_wrap=True, overflow="ellipsis")
+    return Text(said, no_wrap=True, overflow="crop")
 
 
 def _blocks(out: Console) -> bool:

@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import sys
+import time
+from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,8 +14,10 @@ from server import asks, options
 from server.admin_port import AdminPort
 from server.changes import Changes
 from server.configuration import Configuration, load_configuration
+from server.deep_health import DeepHealth
 from server.layers import AUTO
 from server.lineup import NoRoom, Wishes, line_up
+from server.overview import Overview
 from server.ports import PortInUse
 from server.probes import ProbeServer
 from server.problems import Problem, SettingsError
@@ -22,6 +26,7 @@ from server.security import check_security, warn_of_security
 from server.settings import Settings, bundled_repository
 from server.supervisor import Supervisor
 from server.telemetry import logs
+from server.telemetry.totals import Totals
 from server.trading_calendar import TradingCalendar
 
 EXIT_MISUSE = 2
@@ -95,8 +100,9 @@ async def _serve(configuration: Configuration, path: Path, repository: Repositor
         raise SettingsError([Problem("models.max_loaded", settings.models.max_loaded, str(error))]) from error
     supervisor = Supervisor(settings, lineup)
     changes = Changes(supervisor, configuration, path, repository)
-    probes = ProbeServer(settings.server.host, settings.server.http_port, supervisor)
-    admin = AdminPort(settings, changes)
+    overview = _overview(supervisor, changes)
+    probes = ProbeServer(settings.server.host, settings.server.http_port, supervisor, overview.routes())
+    admin = AdminPort(settings, changes, overview)
     await probes.start()
     await admin.start()
     warn_of_security(settings)
@@ -107,6 +113,7 @@ async def _serve(configuration: Configuration, path: Path, repository: Repositor
     following = [
         asyncio.create_task(changes.follow_repository()),
         asyncio.create_task(changes.follow_calendar()),
+        asyncio.create_task(overview.run()),
     ]
     try:
         return await supervisor.run()
@@ -115,6 +122,27 @@ async def _serve(configuration: Configuration, path: Path, repository: Repositor
             task.cancel()
         probes.close()
         await admin.stop(ADMIN_GRACE_S)
+
+
+def _overview(supervisor: Supervisor, changes: Changes) -> Overview:
+    health = DeepHealth(supervisor, supervisor.trials.run, lambda: supervisor.revision.settings.slo.p99_ms)
+    return Overview(supervisor, partial(_reading, supervisor), changes.current_settings, health)
+
+
+def _reading(supervisor: Supervisor) -> Totals:
+    """What the books alone tell, until requests and batches are counted by class and model."""
+    found = supervisor.books()
+    models = [model for engine in found["engines"] for model in engine["models"]]
+    depth = Counter[tuple[str, str]]()
+    for model in models:
+        depth.update({(model["name"], label): items for label, items in model["queued"].items()})
+    return Totals(
+        time.monotonic(),
+        depth=depth,
+        target={model["name"]: model["target_batch"] for model in models},
+        slots_free={frontend["name"]: frontend["slots_free"] for frontend in found["frontends"]},
+        restarts=found["restarts"],
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ _TABLE = {
     },
     Effect.ENGINES: {
         "scheduler": "max_batch_size buckets reserved_instances spin_us",
-        "executor": "instances precision cuda_graphs cuda_spin memory_fraction cpu_threads cpu_affinity",
+        "executor": "instances precision cpu_backend cuda_graphs cuda_spin memory_fraction cpu_threads "
+        "cpu_affinity",
     },
     Effect.RESTART: {
         "server": "host grpc_port http_port admin_port frontends max_message_bytes max_concurrent_rpcs "

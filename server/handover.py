@@ -143,7 +143,7 @@ class Handover:
     async def taken_up(self, revision: Revision) -> None:
         """Waits until every process goes by this revision, or one that is newer.
 
-        One that does not within the time after which a child counts as stuck is killed, and its successor does.
+        One that does not within the time after which a child counts as stuck is killed; its successor does.
         """
 
         def behind() -> list[Child]:

@@ -52,9 +52,8 @@ def shown(value: object) -> str:
         return "unset"
     try:
         text = value if isinstance(value, str) and _PLAIN.fullmatch(value) else json.dumps(value, default=str)
-    except (
-        ValueError
-    ):  # of thousands of digits: TOML has hexadecimal numbers, which Python reads but never shows
+    except ValueError:
+        # TOML has hexadecimal numbers: of thousands of digits, Python reads them and does not write them.
         return "a number that is too long"
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 

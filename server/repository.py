@@ -31,7 +31,7 @@ from server.settings import MAX_BATCH_SIZE, MAX_COUNT, MAX_LATENCY_BUDGET_MS, po
 
 MANIFEST = "model.toml"
 FILES = {"torchscript": "model.pt", "exported_program": "model.pt2"}
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "auto")
 # The arena's bound of a row; kMaxRowBytes in scheduler/native/layout.hpp.
 MAX_ROW_BYTES = 1 << 30
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")

@@ -271,6 +271,9 @@ class ExecutorTable(_Table):
     `device`: auto (every visible GPU, else the CPU), cpu, cuda (every visible GPU), cuda:N, or a list of
     cpu and cuda:N separated by commas. Each device has an engine of its own.
 
+    `cpu_backend`: what computes on a CPU: torch, onnx (ONNX Runtime, where a model can be converted and
+    answers the same; torch where not), or auto, whichever is faster.
+
     `cuda_spin`: wait for a GPU in a loop, which is shorter and takes a core for each stream that computes.
 
     `gpu_utilization_high`: from which batches shrink, until `gpu_utilization_low`; 1: it does not count.
@@ -282,7 +285,8 @@ class ExecutorTable(_Table):
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
     instances: Annotated[int | Auto, _auto_or(1, 64)] = "auto"
-    precision: Literal["model", "fp32", "tf32", "fp16", "bf16"] = "model"
+    precision: Literal["model", "auto", "fp32", "tf32", "fp16", "bf16"] = "model"
+    cpu_backend: Literal["auto", "torch", "onnx"] = "auto"
     cuda_graphs: bool = True
     memory_fraction: Ratio = 0.9
     cpu_threads: Annotated[int | Auto, _auto_or(1, 1024)] = "auto"

@@ -2,24 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
 
 from scheduler.arena import Arena
-from scheduler.clock import Clock
+from scheduler.clock import Clock, ThreadTimeClock
 from scheduler.dispatcher import Batch, Dispatcher
 from scheduler.executor.batch_limits import BatchLimits
 from scheduler.executor.bisection import FailureExtent
+from scheduler.executor.cpu_forms import AUTO, ONNX, Wanted, choose, ranges
 from scheduler.executor.dynamic_cpu import cpu_instance
 from scheduler.executor.instance import Instance
-from scheduler.executor.runner import DeviceModel, DeviceSettings, Runner, load_model, load_runner
+from scheduler.executor.runner import DeviceModel, DeviceSettings, Runner, load_model
+from scheduler.executor.samples import FILE as SAMPLES
+from scheduler.executor.samples import read_samples
 from scheduler.latency import LearnedLatency
 from scheduler.policy import BatchPlan
+from scheduler.signature import ModelSignature
 from server.lineup import Lineup, Seat
 from server.repository import read_verified
 from server.settings import Settings
-from server.sizing import EngineSizes
+from server.sizing import EngineSizes, batch_plan
 
 # The first two runs of a shape compile; the median of the rest seeds the latency model.
 WARM_UP_ROUNDS = 8
@@ -142,9 +147,18 @@ def warm_up(
 
 
 def _cpu_instances(place: Workplace) -> Callable[[bool], Instance]:
-    runners: dict[int, Runner] = _load_all(load_runner, place)
+    runners: dict[int, Runner] = {
+        seat.place: _load(partial(_in_the_fastest_form, place, seat), place, seat)
+        for seat in place.lineup.seats
+    }
     return lambda urgent: cpu_instance(
-        place.arena, place.dispatcher, runners, place.max_batch, place.clock, _log_failure
+        place.arena,
+        place.dispatcher,
+        runners,
+        place.max_batch,
+        place.clock,
+        _log_failure,
+        place.stopwatch,
     )
 
 
@@ -156,7 +170,9 @@ def _cuda_instances(place: Workplace) -> tuple[Callable[[bool], Instance], Gpu]:
 
     executor = place.settings.executor
     calls = TorchCuda(place.sizes.device, memory_fraction=executor.memory_fraction, spin=executor.cuda_spin)
-    models: dict[int, DeviceModel] = _load_all(load_model, place)
+    models: dict[int, DeviceModel] = {
+        seat.place: _load(load_model, place, seat) for seat in place.lineup.seats
+    }
     limits = BatchLimits(place.dispatcher.limit_batches)
     slab = map_slab(calls, place.arena, place.max_batch, log)
     device = CudaDevice(calls, slab, executor.cuda_graphs, limits, log)
@@ -176,17 +192,41 @@ def _cuda_instances(place: Workplace) -> tuple[Callable[[bool], Instance], Gpu]:
     return make, Gpu(calls.uuid, calls.cached_bytes, limits, calls.release_cache)
 
 
-def _load_all(load: Callable[..., Any], place: Workplace) -> dict[int, Any]:
-    return {seat.place: _load(load, place, seat) for seat in place.lineup.seats}
+def _in_the_fastest_form(
+    place: Workplace,
+    seat: Seat,
+    model_format: str,
+    file: bytes,
+    signature: ModelSignature,
+    device: DeviceSettings,
+) -> Runner:
+    plan = batch_plan(place.settings, seat.manifest)
+    backend = place.settings.executor.cpu_backend
+    # What a thread computes alone is measured by its own time: others may want the same core.
+    clock = ThreadTimeClock() if place.sizes.threads == 1 else place.clock
+    samples = read_samples(seat.version.path.with_name(SAMPLES), signature)
+    wanted = Wanted(backend, plan.buckets, plan.budget_ns, clock, samples)
+    chosen = choose(model_format, file, signature, device, wanted)
+    if chosen.refused or chosen.seconds:
+        tell = log.warning if backend == ONNX and ONNX in chosen.refused else log.info
+        tell(
+            "form of a model is chosen",
+            model=signature.name,
+            version=signature.version,
+            forms=ranges(chosen.by_bucket),
+            ms_by_bucket=chosen.ms,
+            refused=chosen.refused,
+            seconds=chosen.seconds,
+        )
+    return chosen.runner
 
 
 def _load(load: Callable[..., Any], place: Workplace, seat: Seat) -> Any:
     manifest, version = seat.manifest, seat.version
-    device = DeviceSettings(
-        device=place.sizes.device,
-        threads=place.sizes.threads,
-        precision=manifest.resolve_precision(place.settings.executor.precision),
-    )
+    precision = manifest.resolve_precision(place.settings.executor.precision)
+    if precision == AUTO and place.sizes.device != "cpu":
+        precision = "fp32"  # nothing is measured there
+    device = DeviceSettings(device=place.sizes.device, threads=place.sizes.threads, precision=precision)
     model = load(manifest.format, read_verified(version), manifest.signature(version.version), device)
     log.info(
         "model is loaded",

@@ -36,11 +36,14 @@ class CpuInstance(SlotInstance):
         max_batch: int,
         clock: Clock,
         on_failure: FailureReport,
+        stopwatch: Clock | None = None,
     ) -> None:
+        """`stopwatch`: what warm-up measures with, where that is not the clock."""
         """`runners`: by place, the model's index in the arena."""
         signatures = {place: runner.signature for place, runner in runners.items()}
         super().__init__(arena, dispatcher, signatures, max_batch, clock, on_failure)
         self._runners = runners
+        self._stopwatch = stopwatch or clock
         self._staging = {place: _staging(signature, max_batch) for place, signature in signatures.items()}
         # The same memory as rows of bytes, with where each input starts in a slot.
         self._rows = {
@@ -59,7 +62,7 @@ class CpuInstance(SlotInstance):
         measured = {}
         for bucket in buckets:
             inputs = [array[:bucket] for array in self._staging[model]]
-            measured[bucket] = measure(runner, inputs, rounds, self._clock)
+            measured[bucket] = measure(runner, inputs, rounds, self._stopwatch)
         self._warm[model] = tuple(buckets)
         return measured
 

@@ -28,11 +28,13 @@ class DynamicCpuInstance(ByShape):
         max_batch: int,
         clock: Clock,
         on_failure: FailureReport,
+        stopwatch: Clock | None = None,
     ) -> None:
-        """`runners`: by place, the model's index in the arena."""
+        """`runners`: by place, the model's index in the arena. `stopwatch`: see `CpuInstance`."""
         signatures = {place: runner.signature for place, runner in runners.items()}
         super().__init__(arena, dispatcher, signatures, max_batch, clock, on_failure)
         self._runners = runners
+        self._stopwatch = stopwatch or clock
         self._staging = {
             place: [np.zeros(max_batch * spec.item_bytes, np.uint8) for spec in signature.inputs]
             for place, signature in signatures.items()
@@ -43,7 +45,7 @@ class DynamicCpuInstance(ByShape):
         runner = self._runners[model]
         largest_ns, smallest_ns = (
             {
-                bucket: measure(runner, self._zeros(model, bucket, shapes), rounds, self._clock)
+                bucket: measure(runner, self._zeros(model, bucket, shapes), rounds, self._stopwatch)
                 for bucket in buckets
             }
             for shapes in extremes(runner.signature)
@@ -85,10 +87,13 @@ def cpu_instance(
     max_batch: int,
     clock: Clock,
     on_failure: FailureReport,
+    stopwatch: Clock | None = None,
 ) -> Instance:
     """An instance on a CPU, for models of any kind by place."""
     return of_both_kinds(
         runners,
-        lambda fixed: CpuInstance(arena, dispatcher, fixed, max_batch, clock, on_failure),
-        lambda dynamic: DynamicCpuInstance(arena, dispatcher, dynamic, max_batch, clock, on_failure),
+        lambda fixed: CpuInstance(arena, dispatcher, fixed, max_batch, clock, on_failure, stopwatch),
+        lambda dynamic: DynamicCpuInstance(
+            arena, dispatcher, dynamic, max_batch, clock, on_failure, stopwatch
+        ),
     )

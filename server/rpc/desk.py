@@ -157,7 +157,8 @@ class Desk:
 
     def move_in(self, owners: Mapping[int, int]) -> None:
         """By place, who has it from now on; see `ModelBooks.assign`. Of somebody new nothing is known."""
-        if any([self.books.assign(place, owner) for place, owner in owners.items()]):
+        moved = [self.books.assign(place, owner) for place, owner in owners.items()]
+        if any(moved):
             self._offenders = Offenders()
 
     def note_failure(self, request: CheckedRequest, submission: Submission) -> None:

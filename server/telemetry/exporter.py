@@ -90,8 +90,8 @@ class Inbox:
                     if key.fileobj is self._supervisor:
                         self._obey(control.receive(self._supervisor))
                     else:
-                        self._take()
-        while self._take():
+                        self.take_one()
+        while self.take_one():
             pass
         with self._moved:
             self._ended = True
@@ -124,7 +124,8 @@ class Inbox:
             case other:
                 raise AssertionError(f"unknown control message {other}")
 
-    def _take(self) -> bool:
+    def take_one(self) -> bool:
+        """Takes a record off the socket; False: there is none."""
         try:
             raw = self._records.recv(MAX_RECORD_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -15,6 +15,8 @@ from typing import Any
 
 import grpc
 
+from tests.certificates import Pair
+
 PATIENCE_S = 60.0
 HOST = "127.0.0.1"
 TAKE, SLEEP = "take", "sleep"  # other behaviours are the status that it refuses with
@@ -24,13 +26,21 @@ Span = dict[str, Any]
 
 
 class Collector:
-    """One in another process."""
+    """One in another process; with TLS where there are files for that."""
 
-    def __init__(self, behaviour: str = TAKE, port: int = 0) -> None:
+    def __init__(self, behaviour: str = TAKE, port: int = 0, tls: Pair | None = None) -> None:
+        self._scheme = "https" if tls else "http"
         self._lines: list[dict[str, Any]] = []
         self._moved = threading.Condition()
         self._process = subprocess.Popen(
-            [sys.executable, __file__, behaviour, str(port)],
+            [
+                sys.executable,
+                "-m",
+                "tests.e2e.collector",
+                behaviour,
+                str(port),
+                *([tls.cert, tls.key] if tls else []),
+            ],
             stdin=subprocess.PIPE,  # its end is the server's
             stdout=subprocess.PIPE,
             text=True,
@@ -43,7 +53,7 @@ class Collector:
     @property
     def endpoint(self) -> str:
         """For `telemetry.otlp_endpoint`."""
-        return f"http://{HOST}:{self.port}"
+        return f"{self._scheme}://{HOST}:{self.port}"
 
     @property
     def calls(self) -> int:
@@ -62,10 +72,11 @@ class Collector:
 
     def wait_for(self, name: str, *, count: int = 1, **wanted: object) -> list[Span]:
         """Waits until it has so many of these."""
-        return self._wait(
-            lambda: found if len(found := self._find(name, wanted)) >= count else None,
+        found: list[Span] = self._wait(
+            lambda: spans if len(spans := self._find(name, wanted)) >= count else None,
             f"{count} {name} {wanted}",
         )
+        return found
 
     def stop(self) -> None:
         """Ends it."""
@@ -93,7 +104,7 @@ class Collector:
             return result
 
 
-def serve(behaviour: str, port: int) -> None:
+def serve(behaviour: str, port: int, *tls: str) -> None:
     """Until its stdin ends."""
     from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
@@ -108,7 +119,12 @@ def serve(behaviour: str, port: int) -> None:
 
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
-    bound = server.add_insecure_port(f"{HOST}:{port}")
+    address = f"{HOST}:{port}"
+    if tls:
+        cert, key = (Path(file).read_bytes() for file in tls)
+        bound = server.add_secure_port(address, grpc.ssl_server_credentials([(key, cert)]))
+    else:
+        bound = server.add_insecure_port(address)
     server.start()
     say({"port": bound})
     sys.stdin.read()
@@ -149,5 +165,4 @@ def say(what: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 
 from tests.e2e import zoo
-from tests.e2e.calls import PATIENCE_S, RpcStream, streamed, unary
+from tests.e2e.calls import OWN_CONNECTION, PATIENCE_S, RpcStream, streamed, unary
 from tests.e2e.conftest import Launch
 from tests.e2e.live import (
     CHANGE_TIMEOUT_S,
@@ -20,16 +20,19 @@ from tests.e2e.live import (
     Deadly,
     Endless,
     Model,
+    Slow,
     admin_of,
     alive,
     answered,
     engines,
+    factor_of,
     kill,
     states,
     traffic,
 )
 from tests.e2e.service import Service
 from tests.server.admin_calls import updates
+from tickring.kserve import grpc_service_pb2 as kserve
 from tickring.v1 import types_pb2
 
 Code = grpc.StatusCode
@@ -125,11 +128,12 @@ async def test_a_new_version_takes_over_and_no_call_fails(
         await load
         after = callers.sent
         await callers.goes_on(100)
-        await settled(service)
+        await alone(service)
         await callers.goes_on()
     assert callers.versions() == {old, new}
     assert callers.versions(after) == {new}
     assert not alive(old_engine)
+    await settled(service)
     loaded = service.wait_for("model loaded", model=model.name, serving=[f"scale/{new}"])
     assert loaded["author"].startswith("ipv4:127.0.0.1:")
 
@@ -172,35 +176,36 @@ async def test_versions_are_asked_for_by_number_and_by_alias(
     model.describe()
 
 
-async def test_what_was_let_in_is_answered_before_a_version_goes(
+async def test_what_was_let_in_is_answered_before_a_model_goes(
     service: Service, model: Model, admin: Admin, channel: grpc.aio.Channel
 ) -> None:
     """Also what is still held at the entrance. The others are answered by new engines meanwhile."""
-    old, new = model.newest, model.add()
-    await admin.load(model, old)
+    slow = Model(model.repository, "slow")
+    slow.add(zoo.archive(Slow()))
+    await admin.load(slow)
+    slow.destroy()
     engine = await alone(service)
     pid = service.pid(engine)
-    bulk = types_pb2.PRIORITY_BACKGROUND_TASKS
     stream = RpcStream(channel)
     with service.paused(engine):
-        await stream.send(*[streamed(n, model.ask(n, str(old), priority=bulk)) for n in range(1, HELD + 1)])
+        bulk = [slow.ask(value, priority=types_pb2.PRIORITY_BACKGROUND_TASKS) for value in range(1, HELD + 1)]
+        await stream.send(*[streamed(number, message) for number, message in enumerate(bulk, 1)])
         await until(lambda: sum(f["slots_free"] for f in books(service)["frontends"]) == 2 * SLOTS - HELD)
-        waiting = books(service)["engines"][0]["waiting"]
-        assert 0 < waiting < HELD, "all are queued, or none: nothing is held"
-        unload = asyncio.create_task(admin.unload(model, old))
-        await until(lambda: len(books(service)["engines"]) == 2)
-        # Answered by nobody but the new engine: the old one stands still.
-        ending = await unary(channel, model.ask(), timeout_s=CHANGE_TIMEOUT_S)
-        assert answered(ending) == new
-        refused = await unary(channel, model.ask(version=str(old)))
+        assert 0 < books(service)["engines"][0]["waiting"] < HELD, "all are queued, or none: nothing is held"
+        seen = len(service.logged())
+        unload = asyncio.create_task(admin.unload(slow))
+        await asyncio.to_thread(service.wait_for, "model unloaded", after=seen)
+        # By the new engine: the old one stands still.
+        assert answered(await unary(channel, model.ask())) == model.newest
+        refused = await unary(channel, slow.ask())
         assert (refused.code, refused.reason) == (Code.FAILED_PRECONDITION, "MODEL_NOT_READY")
-        assert not unload.done()
-        assert alive(pid)
+        assert (unload.done(), alive(pid)) == (False, True)
     await stream.half_close()
     answers, end = await stream.rest()
     assert end.code is Code.OK
-    assert sorted(number for number, _ in answers) == list(range(1, HELD + 1))
-    assert {answered(ending, number) for number, ending in answers} == {old}
+    assert {number: factor_of(ending, number) for number, ending in answers} == dict.fromkeys(
+        range(1, HELD + 1), 2.0
+    )
     await unload
     assert not alive(pid)
     await settled(service)
@@ -210,12 +215,14 @@ async def test_new_versions_are_found_by_looking(service: Service, model: Model,
     """Switched on while the service runs."""
     async with traffic(service, model) as callers:
         await admin("UpdateSettings", updates=updates(**{"models.poll_s": "0.2"}))
-        old, new = model.newest, model.add()
-        changed = await asyncio.to_thread(service.wait_for, "models changed", serving=[f"scale/{new}"])
-        assert changed["author"] == "poll"
-        after = callers.sent
-        await callers.goes_on()
-        await admin("UpdateSettings", updates=updates(**{"models.poll_s": None}))
+        try:
+            old, new = model.newest, model.add()
+            changed = await asyncio.to_thread(service.wait_for, "models changed", serving=[f"scale/{new}"])
+            after = callers.sent
+            await callers.goes_on()
+        finally:
+            await admin("UpdateSettings", updates=updates(**{"models.poll_s": None}))
+    assert changed["author"] == "poll"
     assert callers.versions() == {old, new}
     assert callers.versions(after) == {new}
     await settled(service)
@@ -227,7 +234,7 @@ async def test_new_versions_are_found_by_looking(service: Service, model: Model,
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"file": b"no model"}, "engines cannot serve so: scale version "),
+        ({"file": b"no model"}, "engines cannot serve so: torch cannot load the file of scale: "),
         ({"sha256": "0" * 64}, "model.pt: sha256 is "),
         ({"file": zoo.archive(Deadly())}, "engines cannot serve so: its process died"),
     ],
@@ -297,6 +304,76 @@ async def test_what_there_is_no_room_for(service: Service, model: Model, admin: 
         other.destroy()
     assert (await admin.cannot_load(other)).code is Code.NOT_FOUND
     assert engines(service) == engine
+
+
+# -- by KServe's protocol -----------------------------------------------------------------------
+
+
+async def kserve_call(channel: grpc.aio.Channel, method: str, **fields: Any) -> Any:
+    """One call, by names."""
+    asked, response = getattr(kserve, f"{method}Request"), getattr(kserve, f"{method}Response")
+    path = f"/inference.GRPCInferenceService/{method}"
+    call = channel.unary_unary(path, asked.SerializeToString, response.FromString)
+    return await call(asked(**fields), timeout=CHANGE_TIMEOUT_S)
+
+
+async def index(channel: grpc.aio.Channel) -> dict[str, str]:
+    """State by version."""
+    found = await kserve_call(channel, "RepositoryIndex")
+    return {model.version: model.state for model in found.models}
+
+
+async def test_whoever_speaks_kserve_loads_and_unloads(
+    service: Service, model: Model, channel: grpc.aio.Channel
+) -> None:
+    """A service may serve nothing for a while; then it says so, and is not down."""
+    newest = str(model.newest)
+    assert (await index(channel))[newest] == "READY"
+    await kserve_call(channel, "RepositoryModelUnload", model_name=model.name)
+    assert set((await index(channel)).values()) == {"UNAVAILABLE"}
+    assert not (await kserve_call(channel, "ModelReady", name=model.name)).ready
+    refused = await unary(channel, model.ask())
+    assert (refused.code, refused.message) == (Code.FAILED_PRECONDITION, "scale is not loaded")
+    assert (await kserve_call(channel, "ServerReady")).ready
+    await alone(service)
+    await kserve_call(channel, "RepositoryModelLoad", model_name=model.name)
+    assert (await kserve_call(channel, "ModelReady", name=model.name)).ready
+    assert (await index(channel))[newest] == "READY"
+    assert answered(await unary(channel, model.ask())) == model.newest
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await kserve_call(channel, "RepositoryModelLoad", model_name="nothing")
+    assert (unknown.value.code(), unknown.value.details()) == (
+        Code.NOT_FOUND,
+        "no model 'nothing' in the repository",
+    )
+    await settled(service)
+
+
+async def test_a_front_end_dies_that_has_asked_for_a_load(service: Service, model: Model) -> None:
+    """The load is done all the same, and its successor is not troubled by an answer that it did not ask for."""
+    before = restarts(service)
+    new = model.add()
+    seen = len(service.logged())
+    async with grpc.aio.insecure_channel(service.target, options=OWN_CONNECTION) as channel:
+        # The kernel has chosen a front end for this connection: both are ended, one after the other.
+        load = asyncio.create_task(kserve_call(channel, "RepositoryModelLoad", model_name=model.name))
+        await asyncio.to_thread(service.wait_for, "model is loaded", after=seen, version=new)
+        for child in ("frontend-0", "frontend-1"):
+            kill(service.pid(child))
+        with pytest.raises(grpc.aio.AioRpcError) as lost:
+            await load
+    assert lost.value.code() is Code.UNAVAILABLE
+    await asyncio.to_thread(service.wait_for, "model loaded", after=seen, serving=[f"scale/{new}"])
+    async with traffic(service, model) as callers:
+        await callers.goes_on()
+    assert callers.versions() == {new}
+    assert restarts(service) == before + 2
+    await settled(service)
+
+
+def restarts(service: Service) -> int:
+    """Of front ends."""
+    return sum(count for name, count in books(service)["restarts"].items() if name.startswith("frontend"))
 
 
 # -- deaths -------------------------------------------------------------------------------------

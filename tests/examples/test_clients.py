@@ -20,6 +20,7 @@ from tests.e2e.calls import windows
 from tests.e2e.service import BUNDLED, Service, one_line
 from tests.e2e.status import admitted
 from tests.test_repo import ROOT
+from tests.tools import need, need_tools
 
 BUILD_TIMEOUT_S = 400.0
 RUN_TIMEOUT_S = 60.0
@@ -33,21 +34,6 @@ SERVICE_CONFIG = ROOT / "proto" / "tickring" / "v1" / "service_config.json"
 Command = Sequence[str]
 Outputs = Mapping[str, npt.NDArray[np.float64]]
 BOTH = pytest.mark.parametrize("name", ["cpp_client", "node_client"])
-
-
-def need(found: bool, what: str) -> None:
-    """Skips the test where a tool is missing, except where all have to be there."""
-    if found:
-        return
-    if os.environ.get("TEST_TOOLS_REQUIRED"):
-        pytest.fail(f"not here: {what}")
-    pytest.skip(f"needs {what}")
-
-
-def need_tools(*names: str) -> None:
-    """See `need`."""
-    missing = [name for name in names if shutil.which(name) is None]
-    need(not missing, ", ".join(missing))
 
 
 def build(command: Command, folder: Path) -> None:

@@ -66,6 +66,7 @@ def test_lines_that_tell_of_a_bug_are_found() -> None:
         {"event": "Traceback (most recent call last):"},
         {"event": "Task exception was never retrieved"},
         {"event": "an RPC has failed", "level": "warning", "exception": "ValueError"},
+        {"event": "E1121 hpack_parser.cc:1031] Error parsing 'x"},
     ]
     assert len(log_problems([good, *bad])) == len(bad)
     assert log_problems([good]) == []

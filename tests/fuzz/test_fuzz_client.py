@@ -96,6 +96,16 @@ def test_answers(seed: int) -> None:
         assert {name: array.shape for name, array in prediction.outputs.items()} == shapes
 
 
+@pytest.mark.parametrize("shape", [[-1], [2, -1], [-1, 3], [-(1 << 63), 6], [1 << 62, 4], [1] * 70])
+def test_shapes_that_are_none(shape: list[int]) -> None:
+    """Are no guess at what the server may have meant."""
+    response = _response()
+    response.outputs[0].shape[:] = shape
+    with pytest.raises(PredictionError) as raised:
+        read_response(response)
+    assert raised.value.code is grpc.StatusCode.INTERNAL
+
+
 @settings(max_examples=CASES, deadline=None)
 @given(seeds)
 def test_descriptions_of_models(seed: int) -> None:

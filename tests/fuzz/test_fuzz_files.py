@@ -73,6 +73,8 @@ sha256 = "{"2" * 64}"
 """
 # More than Python reads, and no ValueError.
 DEEP = b"a = " + b"[" * 5000
+# A number that Python reads and does not write.
+LONG = b"name = 0x" + b"f" * 5000
 values = st.sampled_from(
     [
         *("0", "1", "-1", "1.5", "true", '""', '"high"', '"auto"', "[]", "{}", "[[]]", "[{}]", "{a = 1}"),
@@ -125,6 +127,7 @@ def check_words(error: Exception) -> None:
 
 @settings(max_examples=CASES, deadline=None)
 @given(contents(MANIFEST))
+@example(LONG)
 def test_manifest(content: bytes) -> None:
     """Of a repository with one model."""
     with tempfile.TemporaryDirectory() as folder:
@@ -151,6 +154,7 @@ def _written(content: bytes, read: Callable[[Path], object]) -> None:
 @settings(max_examples=CASES, deadline=None)
 @given(contents(SETTINGS))
 @example(DEEP)
+@example(LONG)
 def test_settings_file(content: bytes) -> None:
     """Alone."""
     _written(content, lambda path: load_settings({}, config=path, environ={}))

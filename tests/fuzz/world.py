@@ -132,11 +132,14 @@ class World:
 
 
 def log_problems(lines: list[Line]) -> list[str]:
-    """Lines that tell of a bug: tracebacks, exceptions, errors."""
+    """Lines that tell of a bug: tracebacks, exceptions, errors, and all that the server has not written.
+
+    What a peer sends must never become a line, or what looks like one.
+    """
     return [
         f"logged: {str(line)[:1000]}"
         for line in lines
-        if line.get("level") in ("error", "critical")
+        if line.get("level") not in ("debug", "info", "warning")
         or any(word in str(line) for word in ("Traceback", "Exception", "exception"))
     ][:20]
 

@@ -76,7 +76,8 @@ class Browser:
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression, or of the promise that it is."""
-        answer = self._call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        options = {"awaitPromise": True, "returnByValue": True}
+        answer = self._call("Runtime.evaluate", expression=expression, **options)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -86,7 +87,8 @@ class Browser:
             "new Promise((done) => { const look = () => {"
             f"if ({condition}) {{ watch.disconnect(); done(true); }} }};"
             "const watch = new MutationObserver(look);"
-            "watch.observe(document, {subtree: true, childList: true, characterData: true, attributes: true});"
+            "const all = {subtree: true, childList: true, characterData: true, attributes: true};"
+            "watch.observe(document, all);"
             "look(); })"
         )
 

@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from server import probes
 from server.ports import PortInUse
 from server.probes import ProbeServer
+from server.reply import Reply
 
 
 class Service:
@@ -87,6 +89,30 @@ async def test_status_has_the_books_as_json(server: ProbeServer) -> None:
     assert b"Content-Type: application/json" in head
     assert f"Content-Length: {len(body)}".encode() in head
     assert b"Content-Type: text/plain" in await ask(server, b"GET /healthz HTTP/1.1\r\n\r\n")
+
+
+async def test_further_paths_are_answered_by_their_routes(service: Service) -> None:
+    """With their own status, kind and headers; what they are asked is theirs to read."""
+
+    async def odd(query: str) -> Reply:
+        return Reply(query.encode(), "text/odd", HTTPStatus.ACCEPTED, (("Odd", "yes"),))
+
+    server = ProbeServer("127.0.0.1", 0, service, {"/": odd, "/healthz": odd})
+    await server.start()
+    try:
+        answer = await ask(server, b"GET /?a=b&c HTTP/1.1\r\n\r\n")
+        assert answer == (
+            b"HTTP/1.1 202 Accepted\r\nContent-Type: text/odd\r\nContent-Length: 5\r\nOdd: yes\r\n"
+            b"Connection: close\r\n\r\na=b&c"
+        )
+        # A probe that asks for nothing gets the plain answer, whatever else this path can do.
+        assert b"\r\n\r\nok\n" in await ask(server, b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert (await ask(server, b"GET /healthz?deep=1 HTTP/1.1\r\n\r\n")).endswith(b"\r\n\r\ndeep=1")
+        assert b"paths are /, /healthz, /readyz and /status" in await ask(
+            server, b"GET /none HTTP/1.1\r\n\r\n"
+        )
+    finally:
+        server.close()
 
 
 async def test_readiness_is_asked_each_time(server: ProbeServer, service: Service) -> None:

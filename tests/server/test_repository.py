@@ -229,7 +229,7 @@ BAD_MANIFESTS = [
     ('name = "spread"', "", "name = unset: must be the folder's, spread"),
     ('"a model"', "5", "description = 5: must be text"),
     ("torchscript", "pickle", "format = pickle: must be one of torchscript, exported_program"),
-    ('"fp32"', '"int4"', "precision = int4: must be one of fp32, tf32, fp16, bf16"),
+    ('"fp32"', '"int4"', "precision = int4: must be one of fp32, tf32, fp16, bf16, auto"),
     ('"fp32"', '"fp32"\nfinite_inputs = 1', "finite_inputs = 1: must be true or false"),
     ('"fp32"', '"fp32"\nprecison = 1', f"precison = 1: is no key, allowed are {TOP_KEYS}"),
     ('"fp32"', '"fp32"\n"a\\nb" = 1', f'"a\\nb" = 1: is no key, allowed are {TOP_KEYS}'),

@@ -25,9 +25,9 @@ CONTRACT = {
     "models": "repository default_model poll_s max_loaded max_row_bytes",
     "scheduler": "max_batch_size buckets adaptive latency_budget_ms bulk_quantum_ms reserved_instances "
     "spin_us slots_per_frontend default_class classes early_refusal",
-    "executor": "device instances precision cuda_graphs cuda_spin memory_fraction cpu_threads cpu_affinity "
-    "gpu_utilization_high gpu_utilization_low memory_utilization_high host_load_high stall_timeout_s "
-    "prepare_timeout_s",
+    "executor": "device instances precision cpu_backend cuda_graphs cuda_spin memory_fraction cpu_threads "
+    "cpu_affinity gpu_utilization_high gpu_utilization_low memory_utilization_high host_load_high "
+    "stall_timeout_s prepare_timeout_s",
     "cache": "enabled entries ttl_s redis_url",
     "calendar": "exchange lead_s",
     "telemetry": "otlp_endpoint trace_sample_ratio log_format log_level",
