@@ -8,6 +8,7 @@ from client.admin_info import ServerStatus
 from client.bars import bars
 from client.cli_output import console
 from client.status_info import (
+    Activity,
     DeepHealth,
     FlowActivity,
     ModelActivity,
@@ -33,6 +34,10 @@ def print_stats(status: ServerStatus) -> None:
         out.print(_flows(flow for flow in activity.flows if flow.model_name == model))
     out.print()
     out.print(_models(activity.models))
+    if ran := _ran(activity):
+        out.print("\nhow long batches took, median and 95th percentile in ms, by bucket")
+        for line in ran:
+            out.print(f"  {line}", soft_wrap=True)
     if learned := _learned(status):
         out.print("\nwhat engines expect of the next batch, median and 95th percentile in ms, by bucket")
         for line in learned:
@@ -103,12 +108,15 @@ def plain_table(first: str, *others: str) -> Table:
 
 
 def _flows(flows: Iterable[FlowActivity]) -> Table:
-    table = plain_table("class", "req/s", "fail/s", "wait p50", "p99", "reply p50", "p95", "p99", "depth")
+    table = plain_table(
+        "class", "req/s", "fail/s", "shed/s", "wait p50", "p99", "reply p50", "p95", "p99", "depth"
+    )
     for flow in flows:
         table.add_row(
             flow.priority,
             number(flow.requests_per_s),
             number(flow.failed_per_s),
+            number(flow.shed_per_s),
             number(flow.wait_p50_ms),
             number(flow.wait_p99_ms),
             number(flow.request_p50_ms),
@@ -140,6 +148,18 @@ def _sizes(model: ModelActivity) -> str:
         return NOTHING
     largest = model.batch_sizes[-1].up_to
     return f"{bars([entry.batches for entry in model.batch_sizes])} to {largest}"
+
+
+def _ran(activity: Activity) -> list[str]:
+    return [
+        f"{model.model_name}: "
+        + ", ".join(
+            f"{entry.bucket}: {number(entry.compute_p50_ms)} {number(entry.compute_p95_ms)}"
+            for entry in model.buckets
+        )
+        for model in activity.models
+        if model.buckets
+    ]
 
 
 def _learned(status: ServerStatus) -> list[str]:

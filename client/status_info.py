@@ -14,7 +14,6 @@ class FlowActivity:
     model_name: str
     priority: str
     requests_per_s: float
-    answered_per_s: float
     failed_per_s: float
     shed_per_s: float
     depth: int

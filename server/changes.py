@@ -216,7 +216,8 @@ class Changes:
 
         async def reload() -> None:
             try:
-                await self._adopt(self._configuration.reloaded(), BY_SIGNAL)
+                change = await self._adopt(self._configuration.reloaded(), BY_SIGNAL)
+                log.info("settings reloaded", version=change.version, changed=len(change.paths))
             except (SettingsError, RequestError) as error:
                 log.error("settings not reloaded, nothing was changed", problems=str(error).splitlines())
             await self._poll()

@@ -9,6 +9,7 @@ death as an empty read. Nothing here is on the path of a request.
     child → supervisor       warm, ready, changed, failed, drained
     front end → supervisor   engine_lost_ack, let_go, ask, tried
     engine → supervisor      discarded, device
+    telemetry → supervisor   traced
 
 What is about one engine or front end names it by its index.
 """

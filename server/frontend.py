@@ -69,7 +69,7 @@ class Frontend:
         self._held = asyncio.Event()  # something is held at the entrance
         self._draining: asyncio.Task[None] | None = None
         self._letting_go: asyncio.Task[None] | None = None
-        self._trying: asyncio.Task[None] | None = None
+        self._trying: set[asyncio.Task[None]] = set()
         self._health = health.HealthService()
         self._asked: dict[int, asyncio.Future[control.Message]] = {}
         self._asks = itertools.count()
@@ -214,7 +214,9 @@ class Frontend:
             case "answer":
                 self._asked.pop(message["number"]).set_result(message)
             case "try":
-                self._trying = asyncio.create_task(self._try(message))
+                task = asyncio.create_task(self._try(message))
+                self._trying.add(task)
+                task.add_done_callback(self._trying.discard)
             case "drain":
                 # Kept: the loop has only weak references to its tasks.
                 self._draining = asyncio.create_task(self._drain(message["grace_s"]))
@@ -235,9 +237,7 @@ class Frontend:
     async def _try(self, message: control.Message) -> None:
         """Makes a prediction of each model for whoever asks about the health of the service."""
         predictions = await try_models(self._desk, self._models, message["timeout_s"])
-        control.send(
-            self._socket, {"type": "tried", "number": message["number"], "predictions": predictions}
-        )
+        control.send(self._socket, {"type": "tried", "number": message["number"], "predictions": predictions})
 
     def _change(self, message: control.Message) -> None:
         """Takes up other settings, models and engines, all between two requests."""

@@ -218,7 +218,7 @@ class Supervisor:
             for child in self._children():
                 child.kill()
             if self.traces is not None:
-                self.traces.child.kill()
+                self.traces.kill()
             return
         self.stopping = True
         self._handover.moved()
@@ -353,6 +353,8 @@ class Supervisor:
                 if child in self._handover.serving() and self._announced:
                     log.info("engine serves again", child=child.name)
                     self._tell_ready([child])
+                elif child in self._frontends and self._announced:
+                    log.info("front end serves again", child=child.name)
                 self._announce()
             case "engine_lost_ack":
                 engine = message["engine"]
@@ -386,7 +388,10 @@ class Supervisor:
 
     async def _answer(self, child: Child, message: control.Message) -> None:
         assert self.answer is not None, message
-        child.tell({**await self.answer(message), "type": "answer", "number": message["number"]})
+        process = child.process
+        answer = await self.answer(message)
+        if child.process is process:  # its successor has not asked
+            child.tell({**answer, "type": "answer", "number": message["number"]})
 
     def _tell_ready(self, engines: Sequence[Child]) -> None:
         for frontend in self._attached(self._frontends):

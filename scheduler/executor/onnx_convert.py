@@ -7,7 +7,8 @@ before, and `onnx_graph` at what has become of it.
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,16 +51,13 @@ def convert(file: bytes, signature: ModelSignature) -> bytes:
 
 
 def _export(module: Any, signature: ModelSignature) -> bytes:
-    zeros = tuple(torch.zeros((_ROWS, *spec.shape)) for spec in signature.inputs)
+    ones = tuple(torch.ones((_ROWS, *spec.shape)) for spec in signature.inputs)
     inputs, outputs = _names("input", signature.inputs), _names("output", signature.outputs)
     written = io.BytesIO()
-    with (
-        warnings.catch_warnings()
-    ):  # that TorchScript is the older way to ONNX, and what it assumes of an LSTM
-        warnings.simplefilter("ignore")
+    with _in_silence():
         torch.onnx.export(
             module,
-            zeros,
+            ones,
             written,  # type: ignore[arg-type]  # a buffer will do where dynamo is false
             dynamo=False,
             input_names=inputs,
@@ -68,6 +66,26 @@ def _export(module: Any, signature: ModelSignature) -> bytes:
             opset_version=OPSET,
         )
     return written.getvalue()
+
+
+@contextmanager
+def _in_silence() -> Iterator[None]:
+    """Without warnings, and without the whole graph on standard output where something fails.
+
+    torch 2.13 has a switch for the latter, and turns it on itself.
+    """
+    says = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = _say_nothing
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch._C._jit_onnx_log = says
+
+
+def _say_nothing(*_words: object) -> None:
+    pass
 
 
 def _names(kind: str, specs: Sequence[object]) -> list[str]:

@@ -29,10 +29,10 @@ def read_samples(path: Path, signature: ModelSignature) -> Sequence[Array] | Non
             if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
                 raise ValueError(f"it is larger than {MAX_BYTES} bytes")
         with np.load(path, allow_pickle=False) as file:
-            found = [file[spec.name][:MOST_ROWS] for spec in signature.inputs]
+            found = [np.ascontiguousarray(file[spec.name]) for spec in signature.inputs]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ModelUnusable(f"{path}: {error}") from error
-    rows = len(found[0]) if found[0].shape else 0
+    rows = found[0].shape[0]
     for spec, array in zip(signature.inputs, found, strict=True):
         fits = array.shape[:1] == (rows,) and spec.allows(array.shape[1:])
         if rows == 0 or not fits or array.dtype != spec.data_type.dtype:
@@ -41,4 +41,4 @@ def read_samples(path: Path, signature: ModelSignature) -> Sequence[Array] | Non
                 f"{path}: {spec.name} is {array.dtype} {list(array.shape)}, "
                 f"needed is {spec.data_type.dtype} [{wanted}]"
             )
-    return [np.ascontiguousarray(array) for array in found]
+    return [array[:MOST_ROWS] for array in found]

@@ -153,7 +153,20 @@ class AdminService:
         task = asyncio.create_task(change)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_tell_nobody)
+            raise
+
+
+def _tell_nobody(task: asyncio.Task[Any]) -> None:
+    """Whoever asked for this change has left: how it failed goes to the log."""
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, SettingsError | RequestError):
+        log.warning("change refused after its caller had left", error=str(error))
+    elif error is not None:
+        log.error("change failed after its caller had left", exc_info=error)
 
 
 def _refusing(method: Method) -> Method:

@@ -1,9 +1,9 @@
 """Predictions that a front end makes for itself, to see whether callers would get theirs.
 
 They take the path of every request from its bytes on: parse, check, admit, slots, lanes, a batch, the
-model and back. What is not tried is the network. They are of the most urgent class, whose requests wait for nobody's
-company and stand back behind nobody: what they take is what the service promises. One row of each model at a
-time is what that costs.
+model and back. What is not tried is the network. They are of the most urgent class, whose requests wait for
+nobody's company and stand back behind nobody: what they take is what the service promises. One row of each
+model at a time is what that costs.
 """
 
 import asyncio

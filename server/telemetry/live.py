@@ -9,7 +9,7 @@ from typing import Any
 
 from scheduler.priority import PriorityClass
 from server.telemetry.advice import Recommendation
-from server.telemetry.slo import ANSWERED, FAILED, Objective
+from server.telemetry.slo import FAILED, Objective
 from server.telemetry.totals import BATCH_SIZE_BOUNDS, Histogram
 from server.telemetry.windows import Span, sum_of
 
@@ -79,7 +79,6 @@ def _flow(span: Span, model: str | None, label: str) -> Json:
         **({} if model is None else {"model_name": model}),
         "priority": label,
         "requests_per_s": span.ended(model=model, priority=label) / span.seconds,
-        "answered_per_s": span.ended(model=model, priority=label, codes=(ANSWERED,)) / span.seconds,
         "failed_per_s": span.ended(model=model, priority=label, codes=FAILED) / span.seconds,
         "shed_per_s": span.refused(model=model, priority=label) / span.seconds,
         "depth": span.depth(model=model, priority=label),

@@ -1,5 +1,7 @@
 """Names that others look for: metrics and their labels, spans and their attributes. Nowhere else."""
 
+from collections.abc import Mapping
+
 # -- spans --------------------------------------------------------------------------------------
 
 SPAN_QUEUE_WAIT = "queue.wait"
@@ -44,3 +46,32 @@ DROPPED_BY_CAP = "cap"
 DROPPED_AT_SOCKET = "socket"
 DROPPED_FROM_QUEUE = "queue"
 DROP_REASONS = (DROPPED_BY_CAP, DROPPED_AT_SOCKET, DROPPED_FROM_QUEUE)
+
+# -- metrics --------------------------------------------------------------------------------------
+
+# Every metric with its labels; `le` of histograms aside.
+METRIC_LABELS: Mapping[str, tuple[str, ...]] = {
+    "tickring_requests_total": ("model", "priority", "code"),
+    "tickring_request_seconds": ("model", "priority"),
+    "tickring_queue_wait_seconds": ("model", "priority"),
+    "tickring_compute_seconds": ("model", "bucket"),
+    "tickring_batch_size": ("model",),
+    "tickring_batches_total": ("model",),
+    "tickring_target_batch_size": ("model",),
+    "tickring_queue_depth": ("model", "priority"),
+    "tickring_in_flight_batches": ("device",),
+    "tickring_shed_total": ("model", "priority", "reason"),
+    "tickring_expired_total": (),
+    "tickring_cancelled_total": (),
+    "tickring_gpu_utilization_ratio": ("gpu",),
+    "tickring_gpu_memory_used_bytes": ("gpu",),
+    "tickring_cpu_utilization_ratio": (),
+    "tickring_memory_utilization_ratio": (),
+    "tickring_process_up": ("process",),
+    "tickring_process_restarts_total": ("process",),
+    "tickring_model_ready": ("model", "version"),
+    "tickring_slots_free": ("frontend",),
+    TRACE_SPANS_EXPORTED: (),
+    TRACE_SPANS_DROPPED: (),
+    TRACE_RECORDS_DROPPED: ("reason",),
+}

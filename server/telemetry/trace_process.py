@@ -85,6 +85,11 @@ class TraceProcess:
         self.child.revision = revision
         self.child.tell({"type": "change", "log_level": revision.settings.telemetry.log_level})
 
+    def kill(self) -> None:
+        """Ends the process at once; there will be no other."""
+        self._stopping = True
+        self.child.kill()
+
     async def stop(self, within_s: float) -> None:
         """Ends the process once the collector has the rest, or it is time."""
         self._stopping = True

@@ -81,8 +81,9 @@ class Tracer:
         """A request that was let in is answered. Before its slots are released."""
         draw = getrandbits(DRAW_BITS)
         slow = now_ns - arrived_ns > self._slow_ns
-        # What nearly all are: their callers have no trace, they are not drawn, and nothing is wrong.
-        if draw >= self._bound and not slow and not origin.traceparent and type(result) is bytes:
+        parent = origin.parent if origin.traceparent else None
+        sampled = draw < self._bound if parent is None else parent.sampled
+        if not sampled and not slow and type(result) is bytes:  # as nearly all are
             return
         error = result if isinstance(result, RequestError) else None
         failed = error is not None and not isinstance(error, RequestCancelled)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 NOBODY = "127.0.0.1:1"
 PATIENCE_S = 60.0
-URGENT = FlowActivity("", "real_time_trading", 120, 118, 2, 0, 1, (0, 3, 9, 0), 0.8, 2.5, 4.0, 4.5, 4.9)
-QUIET = FlowActivity("", "background_tasks", 0, 0, 0, 0, 0, (0, 0, 0, 0), None, None, None, None, None)
+URGENT = FlowActivity("", "real_time_trading", 120, 2, 0.5, 1, (0, 3, 9, 0), 0.8, 2.5, 4.0, 4.5, 4.9)
+QUIET = FlowActivity("", "background_tasks", 0, 0, 0, 0, (0, 0, 0, 0), None, None, None, None, None)
 MODEL = ModelActivity(
     "a_model_with_a_name_of_forty_characters_xy", 30, 180, 6.0, 32, (), (0, 5, 0, 0), 3.1, 4.9, ()
 )

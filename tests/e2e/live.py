@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import shutil
+import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from tests.e2e import zoo
-from tests.e2e.calls import Ending, RpcStream, array, request, streamed, tensor, unary
+from tests.e2e.calls import PATIENCE_S, Ending, RpcStream, array, request, streamed, tensor, unary
 from tests.e2e.service import Service
 from tests.server.admin_calls import Caller, Refusal
 from tickring.v1 import inference_pb2, model_pb2, types_pb2
 
 Code = grpc.StatusCode
+SLOTS = 256  # of each front end
 SETTINGS = {
     "TICKRING_SERVER__FRONTENDS": "2",
     "TICKRING_SCHEDULER__ADAPTIVE": "false",
     "TICKRING_SCHEDULER__MAX_BATCH_SIZE": "4",
-    "TICKRING_SCHEDULER__SLOTS_PER_FRONTEND": "256",
+    "TICKRING_SCHEDULER__SLOTS_PER_FRONTEND": str(SLOTS),
     # An engine that a test pauses shall not be taken for one that hangs, nor a deadline pass meanwhile.
     "TICKRING_EXECUTOR__STALL_TIMEOUT_S": "60",
     "TICKRING_SCHEDULER__EARLY_REFUSAL": "false",
@@ -324,3 +327,41 @@ def engines(service: Service) -> set[int]:
 def kill(pid: int) -> None:
     """kill -9."""
     os.kill(pid, 9)
+
+
+def books(service: Service) -> dict[str, Any]:
+    """What `/status` says."""
+    url: str = service.wait_for("ready")["status"]
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Polls what has no event to await."""
+
+    async def poll() -> None:
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(poll(), CHANGE_TIMEOUT_S)
+
+
+def spawned_last(service: Service) -> str:
+    """The child."""
+    return str([line["child"] for line in service.logged() if line["event"] == "spawned"][-1])
+
+
+async def alone(service: Service) -> str:
+    """The engine that serves, once no other is left."""
+    await until(lambda: len(books(service)["engines"]) == 1)
+    (engine,) = books(service)["engines"]
+    assert engines(service) == {service.pid(engine["name"])}
+    return str(engine["name"])
+
+
+async def settled(service: Service) -> None:
+    """Returns once that is so and every item has ended, whose slots are free then."""
+    await alone(service)
+    await until(lambda: all(frontend["open"] == 0 for frontend in books(service)["frontends"]))
+    assert all(frontend["slots_free"] == SLOTS for frontend in books(service)["frontends"])

@@ -1,9 +1,7 @@
 """Models that come and go in a running service, while it is asked all the time: nobody else notices."""
 
 import asyncio
-import json
-import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -11,11 +9,12 @@ import grpc.aio
 import pytest
 
 from tests.e2e import zoo
-from tests.e2e.calls import OWN_CONNECTION, PATIENCE_S, RpcStream, streamed, unary
+from tests.e2e.calls import OWN_CONNECTION, RpcStream, streamed, unary
 from tests.e2e.conftest import Launch
 from tests.e2e.live import (
     CHANGE_TIMEOUT_S,
     SETTINGS,
+    SLOTS,
     Admin,
     Deadly,
     Endless,
@@ -23,12 +22,17 @@ from tests.e2e.live import (
     Slow,
     admin_of,
     alive,
+    alone,
     answered,
+    books,
     engines,
     factor_of,
     kill,
+    settled,
+    spawned_last,
     states,
     traffic,
+    until,
 )
 from tests.e2e.service import Service
 from tests.server.admin_calls import updates
@@ -36,7 +40,6 @@ from tickring.kserve import grpc_service_pb2 as kserve
 from tickring.v1 import types_pb2
 
 Code = grpc.StatusCode
-SLOTS = 256
 PLACES = 3
 HELD = 60
 
@@ -53,6 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def service(launch: Launch, model: Model) -> Iterator[Service]:
     settings = SETTINGS | {
         "TICKRING_MODELS__MAX_LOADED": str(PLACES),
+        "TICKRING_EXECUTOR__PREPARE_TIMEOUT_S": str(CHANGE_TIMEOUT_S - 10),
         # So that bulk is held soon, see `scheduler.entrance`.
         "TICKRING_SCHEDULER__BULK_QUANTUM_MS": "0.05",
     }
@@ -71,44 +75,6 @@ async def admin(service: Service) -> AsyncIterator[Admin]:
 async def channel(service: Service) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(service.target) as channel:
         yield channel
-
-
-def books(service: Service) -> dict[str, Any]:
-    """What `/status` says."""
-    url: str = service.wait_for("ready")["status"]
-    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
-        found: dict[str, Any] = json.load(answer)
-    return found
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Polls what has no event to await."""
-
-    async def poll() -> None:
-        while not await asyncio.to_thread(condition):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(poll(), CHANGE_TIMEOUT_S)
-
-
-def spawned_last(service: Service) -> str:
-    """The child."""
-    return str([line["child"] for line in service.logged() if line["event"] == "spawned"][-1])
-
-
-async def alone(service: Service) -> str:
-    """The engine that serves, once no other is left."""
-    await until(lambda: len(books(service)["engines"]) == 1)
-    (engine,) = books(service)["engines"]
-    assert engines(service) == {service.pid(engine["name"])}
-    return str(engine["name"])
-
-
-async def settled(service: Service) -> None:
-    """Returns once that is so and every item has ended, whose slots are free then."""
-    await alone(service)
-    await until(lambda: all(frontend["open"] == 0 for frontend in books(service)["frontends"]))
-    assert all(frontend["slots_free"] == SLOTS for frontend in books(service)["frontends"])
 
 
 # -- new versions -------------------------------------------------------------------------------
@@ -211,23 +177,6 @@ async def test_what_was_let_in_is_answered_before_a_model_goes(
     await settled(service)
 
 
-async def test_new_versions_are_found_by_looking(service: Service, model: Model, admin: Admin) -> None:
-    """Switched on while the service runs."""
-    async with traffic(service, model) as callers:
-        await admin("UpdateSettings", updates=updates(**{"models.poll_s": "0.2"}))
-        try:
-            old, new = model.newest, model.add()
-            changed = await asyncio.to_thread(service.wait_for, "models changed", serving=[f"scale/{new}"])
-            after = callers.sent
-            await callers.goes_on()
-        finally:
-            await admin("UpdateSettings", updates=updates(**{"models.poll_s": None}))
-    assert changed["author"] == "poll"
-    assert callers.versions() == {old, new}
-    assert callers.versions(after) == {new}
-    await settled(service)
-
-
 # -- what cannot be loaded ----------------------------------------------------------------------
 
 
@@ -236,7 +185,7 @@ async def test_new_versions_are_found_by_looking(service: Service, model: Model,
     [
         ({"file": b"no model"}, "engines cannot serve so: torch cannot load the file of scale: "),
         ({"sha256": "0" * 64}, "model.pt: sha256 is "),
-        ({"file": zoo.archive(Deadly())}, "engines cannot serve so: its process died"),
+        ({"file": zoo.archive(Deadly())}, "engines cannot serve so: its process died with code -11"),
     ],
     ids=["file", "checksum", "crash"],
 )
@@ -261,22 +210,23 @@ async def test_a_version_that_cannot_be_served(
 
 
 async def test_a_version_that_is_never_ready(service: Service, model: Model, admin: Admin) -> None:
-    """Its engine is ended when its time is over; so is one that somebody kills."""
+    """Its engine is ended when its time is over. One that somebody kills ends as well."""
     good = model.newest
     number = model.add(zoo.archive(Endless()))
     async with traffic(service, model) as callers:
         seen = len(service.logged())
         load = asyncio.create_task(admin.cannot_load(model))
-        await asyncio.to_thread(service.wait_for, "model is loaded", after=seen, version=number)
-        kill(next(line["pid"] for line in service.logged()[seen:] if line["event"] == "spawned"))
-        assert (await load).message == "engines cannot serve so: its process died"
+        await asyncio.to_thread(service.wait_for, "spawned", after=seen)
+        kill(service.pid(spawned_last(service)))
+        assert (await load).message == "engines cannot serve so: its process died with code -9"
         await admin("UpdateSettings", updates=updates(**{"executor.prepare_timeout_s": "1"}))
-        assert (await admin.cannot_load(model)).message == (
-            "engines cannot serve so: not ready within executor.prepare_timeout_s, 1 s"
-        )
-        await admin("UpdateSettings", updates=updates(**{"executor.prepare_timeout_s": None}))
-        model.remove(number)
+        try:
+            refused = await admin.cannot_load(model)
+        finally:
+            await admin("UpdateSettings", updates=updates(**{"executor.prepare_timeout_s": None}))
+            model.remove(number)
         await callers.goes_on()
+    assert refused.message == "engines cannot serve so: not ready within executor.prepare_timeout_s, 1 s"
     assert callers.versions() == {good}
     await settled(service)
 
@@ -317,10 +267,10 @@ async def kserve_call(channel: grpc.aio.Channel, method: str, **fields: Any) -> 
     return await call(asked(**fields), timeout=CHANGE_TIMEOUT_S)
 
 
-async def index(channel: grpc.aio.Channel) -> dict[str, str]:
+async def index(channel: grpc.aio.Channel, model: Model) -> dict[str, str]:
     """State by version."""
     found = await kserve_call(channel, "RepositoryIndex")
-    return {model.version: model.state for model in found.models}
+    return {entry.version: entry.state for entry in found.models if entry.name == model.name}
 
 
 async def test_whoever_speaks_kserve_loads_and_unloads(
@@ -328,9 +278,9 @@ async def test_whoever_speaks_kserve_loads_and_unloads(
 ) -> None:
     """A service may serve nothing for a while; then it says so, and is not down."""
     newest = str(model.newest)
-    assert (await index(channel))[newest] == "READY"
+    assert (await index(channel, model))[newest] == "READY"
     await kserve_call(channel, "RepositoryModelUnload", model_name=model.name)
-    assert set((await index(channel)).values()) == {"UNAVAILABLE"}
+    assert set((await index(channel, model)).values()) == {"UNAVAILABLE"}
     assert not (await kserve_call(channel, "ModelReady", name=model.name)).ready
     refused = await unary(channel, model.ask())
     assert (refused.code, refused.message) == (Code.FAILED_PRECONDITION, "scale is not loaded")
@@ -338,7 +288,7 @@ async def test_whoever_speaks_kserve_loads_and_unloads(
     await alone(service)
     await kserve_call(channel, "RepositoryModelLoad", model_name=model.name)
     assert (await kserve_call(channel, "ModelReady", name=model.name)).ready
-    assert (await index(channel))[newest] == "READY"
+    assert (await index(channel, model))[newest] == "READY"
     assert answered(await unary(channel, model.ask())) == model.newest
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
         await kserve_call(channel, "RepositoryModelLoad", model_name="nothing")
@@ -350,7 +300,7 @@ async def test_whoever_speaks_kserve_loads_and_unloads(
 
 
 async def test_a_front_end_dies_that_has_asked_for_a_load(service: Service, model: Model) -> None:
-    """The load is done all the same, and its successor is not troubled by an answer that it did not ask for."""
+    """The load is done all the same; its successor gets no answer that it did not ask for."""
     before = restarts(service)
     new = model.add()
     seen = len(service.logged())
@@ -368,6 +318,7 @@ async def test_a_front_end_dies_that_has_asked_for_a_load(service: Service, mode
         await callers.goes_on()
     assert callers.versions() == {new}
     assert restarts(service) == before + 2
+    assert not [line for line in service.logged()[seen:] if "KeyError" in line["event"]]
     await settled(service)
 
 
@@ -431,7 +382,7 @@ async def test_a_front_end_dies_while_engines_are_prepared(
         seen = len(service.logged())
         new = model.add()
         load = asyncio.create_task(admin.load(model))
-        await asyncio.to_thread(service.wait_for, "model is loaded", after=seen, version=new)
+        await asyncio.to_thread(service.wait_for, "spawned", after=seen)
         kill(service.pid("frontend-0"))
         await load
         after = callers.sent
@@ -441,4 +392,24 @@ async def test_a_front_end_dies_while_engines_are_prepared(
     assert {answer.version for answer in callers.answers if answer.sent > after and not answer.reason} == {
         new
     }
+    await settled(service)
+
+
+# -- by looking ---------------------------------------------------------------------------------
+
+
+async def test_new_versions_are_found_by_looking(service: Service, model: Model, admin: Admin) -> None:
+    """Switched on while the service runs."""
+    async with traffic(service, model) as callers:
+        await admin("UpdateSettings", updates=updates(**{"models.poll_s": "0.2"}))
+        try:
+            old, new = model.newest, model.add()
+            changed = await asyncio.to_thread(service.wait_for, "models changed", serving=[f"scale/{new}"])
+            after = callers.sent
+            await callers.goes_on()
+        finally:
+            await admin("UpdateSettings", updates=updates(**{"models.poll_s": None}))
+    assert changed["author"] == "poll"
+    assert callers.versions() == {old, new}
+    assert callers.versions(after) == {new}
     await settled(service)

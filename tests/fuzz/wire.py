@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 VARINT, I64, LEN, START_GROUP, END_GROUP, I32 = range(6)
+# All that one field becomes by being repeated.
+MAX_REPEATED_BYTES = 200_000
 _PACKED_KINDS = {
     **dict.fromkeys((FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_FIXED32), I32),
     **dict.fromkeys((FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FIXED64), I64),
@@ -31,7 +33,7 @@ class Field:
         name: of the field in its message; empty for one that the message does not have.
         lie: what the length prefix says too much.
         padding: bytes by which tag and varints are longer than they need to be.
-        repeat: times that it is written.
+        repeat: times that it is written, while that is no more than MAX_REPEATED_BYTES.
     """
 
     number: int
@@ -134,7 +136,8 @@ def _encode(field: Field) -> bytes:
         if field.kind == LEN:
             raw += varint(max(0, len(value) + field.lie), field.padding)
         raw += value
-    return raw * field.repeat
+    # Not more, whatever has been put into it since the number was drawn: gigabytes otherwise.
+    return raw * min(field.repeat, max(1, MAX_REPEATED_BYTES // len(raw)))
 
 
 def _read_varint(raw: bytes, position: int) -> tuple[int, int]:

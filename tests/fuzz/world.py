@@ -1,6 +1,7 @@
 """What a campaign works on: a server of the bundled model, a witness, and what can be measured of them."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -32,6 +33,12 @@ SETTLE_S = 30.0
 POLL_S = 0.05
 # Files that the front end may have open more at the end than at the beginning: connections of the witness.
 MORE_FILES = 16
+MAX_LINES = 20
+# gRPC itself prints this where it could not tell a peer that its path is no UTF-8: it has left.
+_PEER_IS_GONE = re.compile(
+    r'Traceback \(most recent call last\):\n(?:  File "src/python/grpcio/.*\n)+'
+    r"grpc\._cython\.cygrpc\.ExecuteBatchError: .*"
+)
 
 
 class World:
@@ -132,16 +139,19 @@ class World:
 
 
 def log_problems(lines: list[Line]) -> list[str]:
-    """Lines that tell of a bug: tracebacks, exceptions, errors, and all that the server has not written.
+    """What tells of a bug: tracebacks, exceptions, errors, and all that the server has not written.
 
     What a peer sends must never become a line, or what looks like one.
     """
-    return [
-        f"logged: {str(line)[:1000]}"
-        for line in lines
-        if line.get("level") not in ("debug", "info", "warning")
-        or any(word in str(line) for word in ("Traceback", "Exception", "exception"))
-    ][:20]
+    own = [line for line in lines if "level" in line]
+    foreign = "\n".join(str(line["event"]) for line in lines if "level" not in line)
+    found = [
+        str(line)
+        for line in own
+        if line["level"] not in ("debug", "info", "warning") or re.search("[Ee]xception|Traceback", str(line))
+    ]
+    found += [line for line in _PEER_IS_GONE.sub("", foreign).splitlines() if line]
+    return [f"logged: {line[:1000]}" for line in found[:MAX_LINES]]
 
 
 def _memory_bytes(pid: int) -> int:

@@ -6,13 +6,8 @@ from dataclasses import replace
 
 from server.telemetry.totals import BATCH_SIZE_BOUNDS, DURATION_BOUNDS_S, Histogram, Totals
 
-REAL_TIME, MARKET, NORMAL, RESEARCH, BACKGROUND = (
-    "real_time_trading",
-    "market_data_update",
-    "batch_processing",
-    "historical_analysis",
-    "background_tasks",
-)
+REAL_TIME, MARKET, NORMAL = "real_time_trading", "market_data_update", "batch_processing"
+BACKGROUND = "background_tasks"
 MODEL = "pair"
 
 

@@ -95,6 +95,8 @@ class Service:
         self.attached.discard(child.name)
         if child.duty is Duty.RETIRING:
             child.duty = Duty.VACANT
+        elif child.duty is Duty.PREPARING:
+            child.failure = child.failure or "its process died with code -9"
         if child in self.frontends:
             self.handover.frontend_died(child.name)
         self.handover.moved()
@@ -234,7 +236,7 @@ async def test_one_that_dies_without_a_word(service: Service) -> None:
         preparing = await under_way(service)
         service.engines[1].ready = ready
         service.exit(service.engines[1])
-        assert await failure(preparing) == "its process died"
+        assert await failure(preparing) == "its process died with code -9"
         assert service.duties() == "serving vacant"
 
 

@@ -8,12 +8,14 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server import control
 from server.lineup import Lineup
 from server.revision import Revision
+from server.rpc.kserve_models import trace_settings
 from server.settings import Settings
 from server.telemetry.exporter import MAX_WAITING_BYTES, Inbox
 from server.telemetry.trace_counts import TraceCounts
@@ -253,6 +255,48 @@ def test_what_waits_in_the_process_is_bounded() -> None:
     assert len(inbox.take()) == 1
     for each in (sending, receiving, ours, theirs):
         each.close()
+
+
+async def test_second_signal_leaves_no_process_behind(collector: Collector) -> None:
+    """Killed, it is not started again."""
+    async with running(collector.endpoint) as it:
+        await it.ready()
+        it.process.kill()
+        await it.until(lambda: not it.process.child.alive)
+        it.process.start()
+        assert not it.process.child.alive
+        assert it.process.child.restarts == 0
+
+
+def test_counts_have_a_metric_each() -> None:
+    """Also those of which nothing has been counted."""
+    counts = TraceCounts(5, 2, {"cap": 1}) + TraceCounts(1, 0, {"cap": 2, "queue": 4})
+    assert counts.by_metric() == {
+        ("tickring_trace_spans_exported_total", ""): 6,
+        ("tickring_trace_spans_dropped_total", ""): 2,
+        ("tickring_trace_records_dropped_total", "cap"): 3,
+        ("tickring_trace_records_dropped_total", "socket"): 0,
+        ("tickring_trace_records_dropped_total", "queue"): 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({}, {"trace_level": "OFF"}),
+        (
+            {"otlp_endpoint": "http://127.0.0.1:4317", "trace_sample_ratio": 0.01},
+            {"trace_level": "TIMESTAMPS", "trace_mode": "opentelemetry", "trace_rate": "100"},
+        ),
+        (
+            {"otlp_endpoint": "http://127.0.0.1:4317", "trace_sample_ratio": 0},
+            {"trace_level": "TIMESTAMPS", "trace_mode": "opentelemetry"},
+        ),
+    ],
+)
+def test_clients_of_triton_can_see_what_is_traced(table: dict[str, Any], told: dict[str, str]) -> None:
+    """By Triton's names."""
+    assert trace_settings(Settings.model_validate({"telemetry": table}).telemetry) == told
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,10 @@ class Activity(_message.Message):
     def __init__(self, window_s: _Optional[float] = ..., covered_s: _Optional[float] = ..., classes: _Optional[_Iterable[_Union[FlowActivity, _Mapping]]] = ..., flows: _Optional[_Iterable[_Union[FlowActivity, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelActivity, _Mapping]]] = ..., columns_ms: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class FlowActivity(_message.Message):
-    __slots__ = ("model_name", "priority", "requests_per_s", "answered_per_s", "failed_per_s", "shed_per_s", "depth", "wait_columns", "wait_p50_ms", "wait_p99_ms", "request_p50_ms", "request_p95_ms", "request_p99_ms")
+    __slots__ = ("model_name", "priority", "requests_per_s", "failed_per_s", "shed_per_s", "depth", "wait_columns", "wait_p50_ms", "wait_p99_ms", "request_p50_ms", "request_p95_ms", "request_p99_ms")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
-    ANSWERED_PER_S_FIELD_NUMBER: _ClassVar[int]
     FAILED_PER_S_FIELD_NUMBER: _ClassVar[int]
     SHED_PER_S_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
@@ -41,7 +40,6 @@ class FlowActivity(_message.Message):
     model_name: str
     priority: _types_pb2.Priority
     requests_per_s: float
-    answered_per_s: float
     failed_per_s: float
     shed_per_s: float
     depth: int
@@ -51,7 +49,7 @@ class FlowActivity(_message.Message):
     request_p50_ms: float
     request_p95_ms: float
     request_p99_ms: float
-    def __init__(self, model_name: _Optional[str] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., requests_per_s: _Optional[float] = ..., answered_per_s: _Optional[float] = ..., failed_per_s: _Optional[float] = ..., shed_per_s: _Optional[float] = ..., depth: _Optional[int] = ..., wait_columns: _Optional[_Iterable[int]] = ..., wait_p50_ms: _Optional[float] = ..., wait_p99_ms: _Optional[float] = ..., request_p50_ms: _Optional[float] = ..., request_p95_ms: _Optional[float] = ..., request_p99_ms: _Optional[float] = ...) -> None: ...
+    def __init__(self, model_name: _Optional[str] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., requests_per_s: _Optional[float] = ..., failed_per_s: _Optional[float] = ..., shed_per_s: _Optional[float] = ..., depth: _Optional[int] = ..., wait_columns: _Optional[_Iterable[int]] = ..., wait_p50_ms: _Optional[float] = ..., wait_p99_ms: _Optional[float] = ..., request_p50_ms: _Optional[float] = ..., request_p95_ms: _Optional[float] = ..., request_p99_ms: _Optional[float] = ...) -> None: ...
 
 class ModelActivity(_message.Message):
     __slots__ = ("model_name", "batches_per_s", "rows_per_s", "mean_batch", "target_size", "batch_sizes", "compute_columns", "compute_p50_ms", "compute_p99_ms", "buckets")
