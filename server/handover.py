@@ -203,8 +203,15 @@ class Handover:
         # Counters in shared memory have no event to wait for.
         while engine.process is process and self._native.engine_progress(engine.index)[0]:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_EVERY_S)
-        if engine.process is process:
-            engine.tell({"type": "stop"})
+        if engine.process is not process:
+            return
+        engine.tell({"type": "stop"})
+        try:
+            async with asyncio.timeout(engine.revision.settings.executor.stall_timeout_s):
+                await self._until(lambda: engine.process is not process)
+        except TimeoutError:
+            log.error("engine does not stop, killing it", child=engine.name)
+            engine.kill()
 
     def _dismiss(self, chairs: Sequence[Child]) -> None:
         for chair in chairs:

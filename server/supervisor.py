@@ -33,6 +33,7 @@ from server.ports import reserve_port
 from server.revision import Revision
 from server.settings import Settings
 from server.sizing import frontends
+from server.telemetry import logs
 from server.telemetry.trace_process import TraceProcess
 from server.trials import Trials
 from server.watchdog import Watchdog
@@ -193,6 +194,7 @@ class Supervisor:
         if by_new_engines:
             engines = await self._handover.prepare(Revision(number, settings, lineup))
         self.revision = revision = Revision(number, settings, lineup)
+        logs.set_level(settings.telemetry.log_level)
         self._handover.commit(revision, engines)
         told: control.Message = {"type": "change", **revision.to_fields()}
         for child in self._attached(self._handover.serving()):

@@ -14,7 +14,7 @@ GROUPED = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\((
 
 
 def unknown_names(expr: str) -> Iterator[str]:
-    """Metrics that the server does not have, labels that they do not have, and groups by labels of neither."""
+    """Metrics that the server does not have, labels that these do not have, and groups by other labels."""
     known = set(ADDED)
     for name, matchers in METRIC.findall(expr):
         labels = _labels(name)

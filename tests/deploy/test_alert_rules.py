@@ -16,7 +16,7 @@ from tests.tools import need_tools
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = (FOLDER / "rules.yml").read_text()
 RULES_TEST = (FOLDER / "rules_test.yml").read_text()
-TIMEOUT_S = 60.0
+TIMEOUT_S = 110.0
 SEVERITIES = {"warning", "critical"}
 
 

@@ -199,7 +199,7 @@ async def test_a_changed_file_is_taken_up_by_a_signal(service: Service, admin: A
     assert (found["slo.min_rps"], found["slo.p95_ms"]) == (("6.0", "file"), ("9.0", "run time"))
     for text, said in (
         ("[slo]\nmin_rps = -1\n", "slo.min_rps = -1: must be"),
-        ("[server]\nhttp_port = 1\n[slo]\nmin_rps = 7\n", "server.http_port: a change takes a restart"),
+        ("[cache]\nentries = 7\n[slo]\nmin_rps = 7\n", "cache.entries: a change takes a restart"),
     ):
         seen = len(service.logged())
         await asyncio.to_thread(file.write_text, text)
@@ -229,9 +229,10 @@ async def test_a_front_end_that_takes_up_no_change_is_replaced(launch: Launch, m
     service = start(launch, model, TICKRING_EXECUTOR__STALL_TIMEOUT_S="2")
     async with admin_of(service) as admin:
         pid = service.pid("frontend-1")
+        seen = len(service.logged())
         pause(pid)
         await update(admin, **{"slo.p50_ms": "3"})
-        assert service.pid("frontend-1") != pid
+        await asyncio.to_thread(service.wait_for, "spawned", after=seen, child="frontend-1")
         async with traffic(service, model) as callers:
             await callers.goes_on()
         assert callers.versions() == {1}

@@ -4,7 +4,10 @@ import asyncio
 import math
 import re
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +23,7 @@ from tests.e2e.conftest import Launch
 from tests.e2e.prometheus import Prometheus
 from tests.e2e.service import BUNDLED
 from tests.test_repo import ROOT
-from tests.tools import need_tools
+from tests.tools import need, need_tools
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +38,9 @@ async def test_every_panel_shows_what_the_server_does(launch: Launch, tmp_path: 
     need_tools("prometheus")
     service = launch(settings=BUNDLED)
     await asyncio.to_thread(service.ready)
-    prometheus = Prometheus(tmp_path, urlsplit(service.wait_for("ready")["status"]).netloc)
+    target = urlsplit(service.wait_for("ready")["status"]).netloc
+    need(await asyncio.to_thread(has_metrics, target), "a server that answers GET /metrics")
+    prometheus = Prometheus(tmp_path, target)
     try:
         await asyncio.to_thread(prometheus.ready)
         async with grpc.aio.insecure_channel(service.target) as channel:
@@ -50,6 +55,16 @@ async def test_every_panel_shows_what_the_server_does(launch: Launch, tmp_path: 
     finally:
         prometheus.stop()
     service.stop()
+
+
+def has_metrics(target: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{target}/metrics", timeout=PATIENCE_S):
+            return True
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.NOT_FOUND:
+            raise
+        return False
 
 
 async def show_everything(prometheus: Prometheus, channel: grpc.aio.Channel) -> None:

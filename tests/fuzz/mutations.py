@@ -13,6 +13,7 @@ from tests.fuzz.wire import (
     VARINT,
     Field,
     copy,
+    depth,
     encode,
     numbers,
     varint,
@@ -21,6 +22,8 @@ from tests.fuzz.wire import (
 
 # However long a message has become, it is cut off here.
 CUT_BYTES = 600_000
+# A tree of this depth is made no deeper: Python has to copy it and write it down.
+DEEP = 100
 # Shares of the messages; the others have their fields changed.
 UNCHANGED = 0.12
 BYTES_ONLY = 0.2
@@ -107,6 +110,8 @@ def _delete(rng: random.Random, fields: list[Field]) -> None:
 
 def _swap(rng: random.Random, fields: list[Field]) -> None:
     """Two fields, or what two of them hold."""
+    if depth(fields) > DEEP:
+        return
     if (one := _anywhere(rng, fields)) and (two := _anywhere(rng, one[0])):
         (first, i), (second, j) = one, two
         if rng.random() < 0.5:
@@ -157,7 +162,7 @@ def _extreme_integer(rng: random.Random, fields: list[Field]) -> None:
 def _packed(rng: random.Random, fields: list[Field]) -> None:
     """A list of numbers: another shape, or typed contents."""
     if field := _packed_field(rng, fields):
-        field.value = _packed_value(rng, field.packed or 0, bytes(_raw(field)))
+        field.value = _packed_value(rng, field.packed or 0, _raw(field))
 
 
 def _packed_value(rng: random.Random, kind: int, old: bytes) -> bytes:
@@ -178,12 +183,16 @@ def _packed_value(rng: random.Random, kind: int, old: bytes) -> bytes:
 
 def _unpack(rng: random.Random, fields: list[Field]) -> None:
     """A list of varints as one field for each of them."""
-    places = [(siblings, index) for siblings, index in walk(fields) if siblings[index].packed == VARINT]
+    places = [
+        (siblings, index)
+        for siblings, index in walk(fields)
+        if siblings[index].packed == VARINT and isinstance(siblings[index].value, bytes)
+    ]
     if places:
         siblings, index = rng.choice(places)
         field = siblings[index]
         siblings[index : index + 1] = [
-            Field(field.number, VARINT, value, field.name) for value in numbers(bytes(_raw(field)))
+            Field(field.number, VARINT, value, field.name) for value in numbers(_raw(field))
         ]
 
 
@@ -224,20 +233,20 @@ def _groups(rng: random.Random, fields: list[Field]) -> None:
     """Unknown groups in each other, closed or not; what reads them may use its stack."""
     if _has_repeated(fields):
         return
-    depth = rng.choice((1, 50, 99, 100, 101, 10_000, 60_000))
+    begun = rng.choice((1, 50, 99, 100, 101, 10_000, 60_000))
     number = rng.choice((1, 4, 15))
-    ends = depth if rng.random() < 0.5 else rng.randint(0, depth)
+    ended = begun if rng.random() < 0.5 else rng.randint(0, begun)
     siblings, index = _anywhere(rng, fields) or (fields, 0)
     siblings[index:index] = [
-        Field(number, START_GROUP, b"", repeat=depth),
-        Field(number, END_GROUP, b"", repeat=max(1, ends)),
+        Field(number, START_GROUP, b"", repeat=begun),
+        Field(number, END_GROUP, b"", repeat=max(1, ended)),
     ]
 
 
 def _nest(rng: random.Random, fields: list[Field]) -> None:
     """A message in itself, as the field that it is."""
     places = [(siblings, index) for siblings, index in walk(fields) if siblings[index].kind == LEN]
-    if places and not _has_repeated(fields):
+    if places and not _has_repeated(fields) and depth(fields) <= DEEP:
         siblings, index = rng.choice(places)
         field = siblings[index]
         for _ in range(rng.choice((1, 2, 10, 99, 120, 150))):

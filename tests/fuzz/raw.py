@@ -11,7 +11,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -58,7 +58,7 @@ class Peers:
     streams: int = 0
     slowest_s: float = 0.0
     problems: list[str] = field(default_factory=list)
-    flooding: asyncio.Lock = field(default_factory=asyncio.Lock)  # one at a time
+    flooding: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the one that does
 
 
 @dataclass
@@ -102,27 +102,29 @@ async def run(target: str, name: str, seed: int, number: int, account: Peers) ->
     script = SCRIPTS[name]
     greet = script not in _WITHOUT_GREETING
     source = SLOW_ADDRESS if script is byte_by_byte else rng.choice(ADDRESSES)
-    end = "left"
+    alone = account.flooding if script is rapid_resets else nullcontext()
     account.connections += 1
-    begun_s = time.monotonic()
-    try:
-        async with (
-            asyncio.timeout(PATIENCE_S),
-            await RawConnection.open(target, source=source, greet=greet) as c,
-        ):
-            await script(Peer(target, c, rng, account))
-            end = await _listen(c, rng.uniform(*LISTEN_S))
-            if rng.random() < 0.3:
-                c.reset()
-    except ConnectionError:
-        end = "hung up on"
-    except TimeoutError:
-        end = "hangs"
-        account.problems.append(f"raw connection {number}, {name}: hangs")
-    except AssertionError as error:
-        account.problems.append(f"raw connection {number}, {name}: {error}")
+    end = "left"
+    async with alone:
+        begun_s = time.monotonic()
+        try:
+            async with (
+                asyncio.timeout(PATIENCE_S),
+                await RawConnection.open(target, source=source, greet=greet) as connection,
+            ):
+                await script(Peer(target, connection, rng, account))
+                end = await _listen(connection, rng.uniform(*LISTEN_S))
+                if rng.random() < 0.3:
+                    connection.reset()
+        except ConnectionError:
+            end = "hung up on"
+        except TimeoutError:
+            end = "hangs"
+            account.problems.append(f"raw connection {number}, {name}: hangs")
+        except AssertionError as error:
+            account.problems.append(f"raw connection {number}, {name}: {error}")
+        account.slowest_s = max(account.slowest_s, time.monotonic() - begun_s)
     account.ends[name, end] += 1
-    account.slowest_s = max(account.slowest_s, time.monotonic() - begun_s)
 
 
 async def _listen(connection: RawConnection, patience_s: float) -> str:
@@ -355,16 +357,15 @@ async def rapid_resets(peer: Peer) -> None:
     calls = rng.random() < 0.3
     code = rng.choice((http2.CANCEL, 0, 2, 0xFFFFFFFF)).to_bytes(4, "big")
     last = 2 * rng.choice((20, 100, 400)) + 1
-    async with peer.account.flooding:
-        for stream in range(1, last, 2):
-            begun = frame(HEADERS, END_HEADERS, stream, headers())
-            if calls:
-                begun += frame(DATA, END_STREAM, stream, good_message())
-            await peer.send(begun, frame(RST_STREAM, 0, stream, code))
-        await peer.send(frame(HEADERS, END_HEADERS, last, headers()))
-        await peer.send(frame(DATA, END_STREAM, last, good_message()))
-        while (got := await peer.connection.until(HEADERS)) is not None and got.stream != last:
-            pass
+    for stream in range(1, last, 2):
+        begun = frame(HEADERS, END_HEADERS, stream, headers())
+        if calls:
+            begun += frame(DATA, END_STREAM, stream, good_message())
+        await peer.send(begun, frame(RST_STREAM, 0, stream, code))
+    await peer.send(frame(HEADERS, END_HEADERS, last, headers()))
+    await peer.send(frame(DATA, END_STREAM, last, good_message()))
+    while (got := await peer.connection.until(HEADERS)) is not None and got.stream != last:
+        pass
 
 
 async def window_overflow(peer: Peer) -> None:

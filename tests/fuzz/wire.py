@@ -102,6 +102,15 @@ def walk(fields: list[Field]) -> Iterator[tuple[list[Field], int]]:
             yield from walk(field.value)
 
 
+def depth(fields: list[Field]) -> int:
+    """Levels of messages in each other."""
+    found = 0
+    while fields:
+        found += 1
+        fields = [inner for field in fields if isinstance(field.value, list) for inner in field.value]
+    return found
+
+
 def varint(value: int, padding: int = 0) -> bytes:
     """Of the value's lowest 64 bits, with so many bytes more than it takes."""
     value &= (1 << 64) - 1

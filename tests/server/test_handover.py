@@ -3,138 +3,20 @@
 import asyncio
 import errno
 import os
-import socket
-import subprocess
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 from scheduler import _ring
-from scheduler.arena import Arena, Dimensions
 from scheduler.partition import Outcome
-from server import control, handover
-from server.children import Child, Duty
-from server.handover import Handover, PreparationFailed
-from server.lineup import Lineup
-from server.revision import Revision
-from server.settings import Settings
+from server import handover
+from server.children import Child
+from server.handover import PreparationFailed
+from tests.server.handover_world import Service, revision, rounds
 
-NOTHING = Lineup((), (), None)
-# More turns of the event loop than anything here takes.
-ROUNDS = 50
-
-
-def revision(number: int, timeout_s: float = 300.0) -> Revision:
-    settings = Settings()
-    # Past validation, which allows a second at least.
-    executor = settings.executor.model_copy(update={"prepare_timeout_s": timeout_s})
-    return Revision(number, settings.model_copy(update={"executor": executor}), NOTHING)
-
-
-class Process:
-    """In the place of a child's process: whether it lives is the test's to say."""
-
-    def __init__(self) -> None:
-        self.killed = False
-
-    def kill(self) -> None:
-        self.killed = True
-
-
-class Service:
-    """A supervisor's children without processes, and the arena that they would share."""
-
-    def __init__(self, devices: int = 1, frontends: int = 2) -> None:
-        self.stopping = False
-        start = revision(0)
-        engines = range(2 * devices)
-        self.arena = Arena.anonymous(Dimensions(frontends, 1, 16, 64, 64, engines=len(engines)))
-        self.engines = [
-            Child("engine", index, Duty.SERVING if index < devices else Duty.VACANT, start)
-            for index in engines
-        ]
-        self.frontends = [Child("frontend", index, Duty.SERVING, start) for index in range(frontends)]
-        self.attached = {child.name for child in (*self.engines[:devices], *self.frontends)}
-        self._ends: dict[str, socket.socket] = {}
-        self.fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in (*self.engines, *self.frontends)]
-        self.handover = Handover(
-            self, self.arena.native, self.engines, self.frontends, devices, self.attached.__contains__
-        )
-        self.spawned: list[str] = []
-        for child in (*self.engines[:devices], *self.frontends):
-            self.spawn(child)
-            child.ready = True
-        self.spawned.clear()
-
-    def close(self) -> None:
-        for child in (*self.engines, *self.frontends):
-            if child.alive:
-                self.exit(child)
-        for fd in self.fds:
-            os.close(fd)
-
-    def spawn(self, child: Child) -> None:
-        """As the supervisor does it, down to the process."""
-        if self.stopping:
-            return
-        child.process = cast(subprocess.Popen[bytes], Process())
-        child.socket, self._ends[child.name] = control.channel()
-        self._ends[child.name].setblocking(False)
-        child.taken_up = child.revision.number
-        self.spawned.append(child.name)
-
-    def exit(self, child: Child) -> None:
-        """Its process has ended, and the supervisor has heard of it."""
-        assert child.socket is not None
-        child.socket.close()
-        self._ends.pop(child.name).close()
-        child.process = child.socket = None
-        child.ready = False
-        self.attached.discard(child.name)
-        if child.duty is Duty.RETIRING:
-            child.duty = Duty.VACANT
-        elif child.duty is Duty.PREPARING:
-            child.failure = child.failure or "its process died with code -9"
-        if child in self.frontends:
-            self.handover.frontend_died(child.name)
-        self.handover.moved()
-
-    def say(self, child: Child, **state: object) -> None:
-        """The supervisor has heard something of a child."""
-        for name, value in state.items():
-            setattr(child, name, value)
-        self.handover.moved()
-
-    def killed(self, child: Child) -> bool:
-        return cast(Process, child.process).killed
-
-    def told(self, child: Child) -> list[str]:
-        """The types of what a process has been told since it was last asked."""
-        return [message["type"] for message in control.unread(self._ends[child.name])]
-
-    def duties(self) -> str:
-        return " ".join(engine.duty.name.lower() for engine in self.engines)
-
-    async def prepared(self, number: int = 1) -> Sequence[Child]:
-        """Engines that have been prepared without trouble."""
-        preparing = asyncio.create_task(self.handover.prepare(revision(number)))
-        await rounds()
-        for engine in self.engines:
-            if engine.duty is Duty.PREPARING:
-                self.attached.add(engine.name)
-                self.say(engine, ready=True)
-        return await preparing
-
-    async def changed(self, number: int = 1) -> None:
-        """Other engines have taken over."""
-        self.handover.commit(revision(number), await self.prepared(number))
-        await rounds()
-
-    def let_go(self, engine: int, *frontends: int) -> None:
-        for frontend in frontends:
-            self.handover.let_go(f"frontend-{frontend}", engine)
+DEADLINE_S = 20.0
 
 
 @pytest.fixture(autouse=True)
@@ -160,12 +42,6 @@ def make() -> Iterator[Callable[..., Service]]:
 def service(make: Callable[..., Service]) -> Service:
     """One device, served by engine 0, and two front ends."""
     return make()
-
-
-async def rounds() -> None:
-    """Whatever can happen now has happened."""
-    for _ in range(ROUNDS):
-        await asyncio.sleep(0)
 
 
 async def under_way(service: Service, number: int = 1) -> asyncio.Task[Sequence[Child]]:
@@ -242,7 +118,7 @@ async def test_one_that_dies_without_a_word(service: Service) -> None:
 
 async def test_one_that_takes_too_long(service: Service) -> None:
     """It is ended; the setting is named."""
-    assert await failure(service.handover.prepare(revision(1, timeout_s=0.01))) == (
+    assert await failure(service.handover.prepare(revision(1, prepare_timeout_s=0.01))) == (
         "not ready within executor.prepare_timeout_s, 0.01 s"
     )
     assert service.killed(service.engines[1])
@@ -383,6 +259,34 @@ async def test_an_old_engine_answers_what_it_has_before_it_is_told_to_stop(servi
     assert service.told(service.engines[0]) == ["stop"]
 
 
+async def test_an_old_engine_that_does_not_stop_is_ended(service: Service) -> None:
+    """Its chair is needed for the next change."""
+    service.engines[0].revision = revision(0, stall_timeout_s=0.01)
+    await service.changed()
+    service.let_go(0, 0, 1)
+    await rounds()
+    assert service.told(service.engines[0]) == ["stop"]
+    async with asyncio.timeout(DEADLINE_S):
+        while not service.killed(service.engines[0]):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    service.exit(service.engines[0])
+    assert service.duties() == "vacant serving"
+
+
+async def test_an_old_engine_that_stops_in_time_is_not_missed(service: Service) -> None:
+    """Nor is the next process in its chair taken for it."""
+    service.engines[0].revision = revision(0, stall_timeout_s=0.01)
+    await service.changed()
+    service.let_go(0, 0, 1)
+    await rounds()
+    service.exit(service.engines[0])
+    preparing = await under_way(service, 2)
+    await asyncio.sleep(0.02)  # longer than the old one had: it would be ended for what that one did
+    assert not service.killed(service.engines[0])
+    service.say(service.engines[0], ready=True)
+    await preparing
+
+
 async def test_a_front_end_that_dies_holds_nothing(service: Service) -> None:
     """Its successor knows nothing of the old engine, and so never lets go of it."""
     await service.changed()
@@ -425,6 +329,24 @@ async def test_the_next_process_in_a_chair_is_not_told_to_stop(service: Service)
     await rounds()
     assert service.told(service.engines[0]) == []
     assert service.duties() == "serving retiring"
+
+
+async def test_the_next_process_in_the_chair_of_a_busy_engine_is_not_told_to_stop(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has moved in between two looks at what the old one still had."""
+    monkeypatch.setattr(handover, "LOOK_EVERY_S", 0.01)
+    front_end = _ring.FrontendPort(service.arena.native, 0, service.fds[2], service.fds[:2])
+    assert front_end.push(0, 0, 0, [front_end.first_slot], 1, 1, _ring.NO_DEADLINE, 1, False)
+    await service.changed(1)
+    service.let_go(0, 0, 1)
+    preparing = await under_way(service, 2)
+    service.exit(service.engines[0])
+    await rounds()
+    assert service.spawned[-1] == "engine-0"
+    await asyncio.sleep(0.03)  # there has been another look
+    assert service.told(service.engines[0]) == []
+    preparing.cancel()
 
 
 async def test_a_word_of_old_does_not_let_go_of_the_next_process(service: Service) -> None:

@@ -227,7 +227,7 @@ BAD_FILES = {
     f"executor.device = '{','.join(['cpu'] * 17)}'": (
         f'executor.device = "{",".join(["cpu"] * 17)}": must name at most 16 devices'
     ),
-    "executor.precision = 1": ": must be 'model', 'fp32', 'tf32', 'fp16' or 'bf16'",
+    "executor.precision = 1": ": must be 'model', 'auto', 'fp32', 'tf32', 'fp16' or 'bf16'",
     "executor.memory_fraction = 1.5": ": must be at most 1",
     "executor.gpu_utilization_high = 0.5": (
         "executor.gpu_utilization_low = 0.7: must be at most gpu_utilization_high, 0.5"

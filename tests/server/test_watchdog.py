@@ -15,7 +15,7 @@ from server import watchdog
 from server.children import Duty
 from server.liveness import CHECK_EVERY_S
 from server.watchdog import STALL_BATCHES, Watchdog
-from tests.server.test_handover import Service
+from tests.server.handover_world import Service
 
 TIMEOUT_S = 1.0
 CHECKS = round(TIMEOUT_S / CHECK_EVERY_S)

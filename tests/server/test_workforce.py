@@ -124,6 +124,12 @@ def test_a_gpu_engine_has_streams_and_one_of_them_is_for_urgent_work(
     assert hired.gpu.uuid == gpu.calls.uuid
 
 
+def test_an_open_precision_is_fp32_on_a_gpu(gpu: Gpu, engine: Callable[..., Engine]) -> None:
+    """Nothing is measured there."""
+    engine(precision="auto").hire("cuda:0")
+    assert gpu.loaded == [DeviceSettings(device="cuda:0", threads=1, precision="fp32")]
+
+
 def test_graphs_can_be_switched_off(gpu: Gpu, engine: Callable[..., Engine]) -> None:
     its = engine(cuda_graphs=False)
     its.warm_up(its.hire("cuda:0"))

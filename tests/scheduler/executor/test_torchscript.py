@@ -201,12 +201,11 @@ def test_lstm_weights_are_packed_in_every_precision(precision: str) -> None:
     """They are packed where that changes no bit; elsewhere, and in a precision that oneDNN cannot compute on
     this processor, the module serves as it is.
     """
-    if precision == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        variant = "plain"
-    elif precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        variant = "plain"
-    else:
-        variant = "packed"
+    computable = {
+        "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+        "bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+    }
+    variant = "packed" if precision not in computable or computable[precision]() else "plain"
     torch.manual_seed(1)
     module = Recurrent()
     runner = loaded(module, one_output(), precision=precision)
