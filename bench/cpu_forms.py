@@ -1,4 +1,4 @@
-"""The forms in which a CPU can compute the bundled model, beside each other: time of a batch over torch in FP32.
+"""The forms in which a CPU can compute the bundled model, beside each other: time over that of torch in FP32.
 
     python -m bench.cpu_forms [--seconds 20] [--batches 1 8 16 32]
 

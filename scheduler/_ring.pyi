@@ -112,6 +112,54 @@ class Arena:
     def free_at_ns(self, engine: int) -> int:
         """When an instance is expected to be free; 0: one is."""
 
+    def request_counts(self, row: int, cls: int) -> dict[str, Any]:
+        """
+        Over all front ends. Lists: `codes`, `shed` by reason, `request` and `queue_wait` by bucket; sums: `request_ns`, `queue_wait_ns`; `exemplars`: bucket, trace id, its duration and when (ns since 1970).
+        """
+
+    def batch_counts(self, row: int) -> dict[str, Any]:
+        """
+        Over all engines. `sizes` by bucket of batch_size_bounds(), `rows`, `padding`, and `compute`: tuples of batch bucket, counts and sum (ns); of batch bucket 0 what has no position of its own.
+        """
+
+    def held(self, model: int, cls: int) -> int:
+        """Items held at the entrance, over all front ends."""
+
+    def in_flight(self, engine: int) -> int:
+        """Batches, as that engine last published."""
+
+def duration_bounds_ns() -> list[int]:
+    """Upper bounds, inclusive, of the buckets of every duration."""
+
+def batch_size_bounds() -> list[int]:
+    """Likewise of batch sizes."""
+
+OTHER_MODELS: int = 64
+
+NO_MODEL: int = 65
+
+NO_CLASS: int = 5
+
+CODES: int = 17
+
+REASONS: int = 8
+
+NO_REASON: int = 8
+
+class RequestRecorder:
+    def __init__(self, arena: Arena, frontend: int) -> None: ...
+
+    def ended(self, row: int, cls: int, code: int, request_ns: int, queue_wait_ns: int) -> None:
+        """`queue_wait_ns` below 0: it was never dispatched."""
+
+    def refused(self, row: int, cls: int, code: int, reason: int) -> None:
+        """Counts without durations. `reason` NO_REASON: it was not shed."""
+
+    def exemplar(self, row: int, cls: int, request_ns: int, trace_id: bytes, at_ns: int) -> None:
+        """
+        `trace_id`: 16 bytes. `at_ns`: since 1970. The newest of each bucket is kept.
+        """
+
 class Scatter:
     def __init__(self, arena: Arena, places: Sequence[tuple[str, int, int, int]]) -> None:
         """
@@ -136,6 +184,8 @@ class FrontendPort:
         """
 
     def publish_free_slots(self, count: int) -> None: ...
+
+    def publish_held(self, model: int, cls: int, items: int) -> None: ...
 
     def end_unqueued(self, count: int, outcome: int) -> None:
         """
@@ -163,9 +213,9 @@ class FrontendPort:
     def first_slot(self) -> int: ...
 
 class EnginePort:
-    def __init__(self, arena: Arena, engine: int, eventfd: int, frontend_eventfds: Sequence[int], models: int = 18446744073709551615) -> None:
+    def __init__(self, arena: Arena, engine: int, eventfd: int, frontend_eventfds: Sequence[int], models: int = 18446744073709551615, rows: Sequence[int] = []) -> None:
         """
-        `models`: a bit for each that the engine serves; the lanes of the others stay empty.
+        `models`: a bit for each that the engine serves; the lanes of the others stay empty. `rows`: by model, where its batches are counted; past its end, in the row of the model's own number.
         """
 
     def look(self) -> list[tuple[int, int, int, int, int, int | None]]:
@@ -186,6 +236,10 @@ class EnginePort:
         """
         The last four by bucket. ValueError naming one that is too long or of another length.
         """
+
+    def count_batch(self, model: int, size: int, bucket: int, compute_ns: int) -> None: ...
+
+    def publish_in_flight(self, batches: int) -> None: ...
 
     def publish_free_at(self, ns: int) -> None:
         """When an instance will be free; 0: one is."""

@@ -184,6 +184,10 @@ class Dispatcher:
         # In flight until its slots are back: a partition must not be reset between the two.
         if batch.number not in self._in_flight:
             raise KeyError(f"batch {batch.number} is not in flight: completed twice?")
+        # Before anybody is answered: whoever looks once he is finds it counted.
+        self._port.count_batch(
+            batch.model, len(batch.slots), batch.bucket, compute_end_ns - batch.dispatched_ns
+        )
         self._port.complete(
             batch.slots,
             outcomes,
@@ -294,7 +298,8 @@ class Dispatcher:
             self._port.wait(max(0, until.at_ns - started_ns), 0)
 
     def _tell_when_free(self) -> None:
-        """Publishes when the next instance is expected to be free. Holds the ledger."""
+        """Publishes what runs, and when the next instance is expected to be free. Holds the ledger."""
+        self._port.publish_in_flight(len(self._in_flight))
         ends = [
             batch.dispatched_ns + self._latency.predict_ns(batch.model, batch.bucket)
             for batch in self._in_flight.values()

@@ -172,6 +172,7 @@ class Entrance:
             self._paces[submission.class_index].begin(now_ns)
         queue[submission] = entry
         self.held_rows[submission.class_index] += len(submission.slots)
+        self._partition.hold(submission, len(submission.slots))
         self._on_held()
 
     def let_in(self, now_ns: int) -> None:
@@ -278,4 +279,5 @@ class Entrance:
         rows = len(submission.slots)
         del self._held[submission.class_index][submission]
         self.held_rows[submission.class_index] -= rows
+        self._partition.hold(submission, -rows)
         self._paces[submission.class_index].left(rows)

@@ -75,6 +75,7 @@ class Partition:
         # Items that have slots and have not ended: by class, and by model and class.
         self.outstanding = [0] * _ring.CLASSES
         self.outstanding_by_lane = [0] * (arena.native.models * _ring.CLASSES)
+        self._held_by_lane = [0] * (arena.native.models * _ring.CLASSES)
 
     @property
     def free_slots(self) -> int:
@@ -138,6 +139,13 @@ class Partition:
             exclusive,
         )
         assert pushed, "a lane has room for every slot of its front end"
+
+    def hold(self, submission: Submission, rows: int) -> None:
+        """Tells whoever watches that so many rows more are reserved and held back; negative: fewer."""
+        model, class_index = submission.model, submission.class_index
+        lane = model * _ring.CLASSES + class_index
+        self._held_by_lane[lane] += rows
+        self._port.publish_held(model, class_index, self._held_by_lane[lane])
 
     def end_unpushed(self, submission: Submission, outcome: Outcome) -> None:
         """Ends rows that were reserved and will not be pushed."""

@@ -4,8 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
-from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,8 +23,7 @@ from server.repository import Repository, RepositoryError, load_repository
 from server.security import check_security, warn_of_security
 from server.settings import Settings, bundled_repository
 from server.supervisor import Supervisor
-from server.telemetry import logs
-from server.telemetry.totals import Totals
+from server.telemetry import logs, prometheus
 from server.trading_calendar import TradingCalendar
 
 EXIT_MISUSE = 2
@@ -101,7 +98,13 @@ async def _serve(configuration: Configuration, path: Path, repository: Repositor
     supervisor = Supervisor(settings, lineup)
     changes = Changes(supervisor, configuration, path, repository)
     overview = _overview(supervisor, changes)
-    probes = ProbeServer(settings.server.host, settings.server.http_port, supervisor, overview.routes())
+    probes = ProbeServer(
+        settings.server.host,
+        settings.server.http_port,
+        supervisor,
+        overview.routes(),
+        partial(prometheus.metrics, supervisor.totals),
+    )
     admin = AdminPort(settings, changes, overview)
     await probes.start()
     await admin.start()
@@ -126,23 +129,7 @@ async def _serve(configuration: Configuration, path: Path, repository: Repositor
 
 def _overview(supervisor: Supervisor, changes: Changes) -> Overview:
     health = DeepHealth(supervisor, supervisor.trials.run, lambda: supervisor.revision.settings.slo.p99_ms)
-    return Overview(supervisor, partial(_reading, supervisor), changes.current_settings, health)
-
-
-def _reading(supervisor: Supervisor) -> Totals:
-    """What the books alone tell, until requests and batches are counted by class and model."""
-    found = supervisor.books()
-    models = [model for engine in found["engines"] for model in engine["models"]]
-    depth = Counter[tuple[str, str]]()
-    for model in models:
-        depth.update({(model["name"], label): items for label, items in model["queued"].items()})
-    return Totals(
-        time.monotonic(),
-        depth=depth,
-        target={model["name"]: model["target_batch"] for model in models},
-        slots_free={frontend["name"]: frontend["slots_free"] for frontend in found["frontends"]},
-        restarts=found["restarts"],
-    )
+    return Overview(supervisor, supervisor.totals, changes.current_settings, health)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ def _build(boot: Boot, settings: Settings, lineup: Lineup, arena: Arena) -> _Par
         boot.engine_eventfds[boot.index],
         list(boot.frontend_eventfds),
         sum(1 << place for place in lineup.places),
+        _rows(lineup, arena.native.models),
     )
     plans = batch_plans(settings, lineup, arena.native.models)
     latency = LearnedLatency()
@@ -150,6 +151,14 @@ def _build(boot: Boot, settings: Settings, lineup: Lineup, arena: Arena) -> _Par
     plans = warm_up(workforce, lineup, plans, latency)
     dispatcher.warm(plans)
     return workforce, dispatcher, plans
+
+
+def _rows(lineup: Lineup, places: int) -> list[int]:
+    """By place, where its batches are counted; those that are not used count nothing."""
+    rows = list(range(places))
+    for seat in lineup.seats:
+        rows[seat.place] = lineup.row(seat.manifest.name)
+    return rows
 
 
 def _watch(

@@ -35,6 +35,7 @@ from server.served import model_limits, served
 from server.settings import Settings
 from server.sizing import bulk_quantum_ns, frontends
 from server.telemetry import logs
+from server.telemetry.counting import RequestCounts
 from server.telemetry.storms import StormLog
 from server.telemetry.tracer import Tracer
 
@@ -126,7 +127,9 @@ class Frontend:
             self._models,
             limits,
             ModelBooks(arena, boot.index),
+            RequestCounts(arena, boot.index, self._models),
         )
+        self._access.guard.on_refused = self._desk.counts.refused
         self._desk.move_in({seat.place: seat.number for seat in lineup.seats})
         loop = asyncio.get_running_loop()
         self._desk.storms = StormLog(_ring.now_ns, loop.call_later)

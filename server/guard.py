@@ -33,16 +33,21 @@ log = structlog.get_logger()
 class Guard(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic class when it runs
     """One for a port. Takes the place of the server where handlers are added, and is then added to it.
 
-    `tokens` None: everybody may call everything. Belongs to the event loop.
+    Belongs to the event loop.
+
+    Attributes:
+        on_refused: is told why, for each RPC that is refused here.
     """
 
     def __init__(self, tokens: Tokens | None, cancels: Cancels) -> None:
+        """`tokens` None: everybody may call everything."""
         self._tokens = tokens
         self._cancels = cancels
         self._handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
         self._methods: dict[str, Any] = {}  # as long as the lists of the services behind
         self._streams: set[_Stream] = set()
         self._logged: dict[str, tuple[float, int]] = {}  # reason: when last, and how many since
+        self.on_refused: Callable[[RequestError], None] = lambda error: None
 
     def add_generic_rpc_handlers(self, handlers: "Iterable[grpc.GenericRpcHandler[Any, Any]]") -> None:
         """As of a server."""
@@ -108,6 +113,7 @@ class Guard(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic cla
                 try:
                     cancels.check(context.peer(), time.monotonic())
                 except RequestError as error:
+                    self.on_refused(error)
                     await abort(context, error)
             try:
                 return await inner(request, context)
@@ -152,6 +158,7 @@ class Guard(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic cla
         return grpc.stream_stream_rpc_method_handler(behaviour)
 
     async def _refuse(self, method: str, error: RequestError, context: Context) -> NoReturn:
+        self.on_refused(error)
         reason, now_s = str(getattr(error, "reason", "")), time.monotonic()
         last_s, more = self._logged.get(reason, (-LOG_EVERY_S, 0))
         if now_s - last_s >= LOG_EVERY_S:

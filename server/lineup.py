@@ -7,10 +7,11 @@ goes on. What is new gets a place that nobody uses any more.
 
 import hashlib
 import json
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from scheduler import _ring
 from server.repository import Manifest, ModelVersion, Repository
 
 LATEST = "latest"
@@ -33,7 +34,6 @@ class Seat:
         """Equal for two seats when an engine that serves one of them serves the other."""
         core = replace(self.manifest, description="", versions=(self.version,), aliases={})
         return core.to_json()
-
 
     @cached_property
     def number(self) -> int:
@@ -88,16 +88,25 @@ class Lineup:
         manifests: every model of the repository, loaded or not, ordered by name.
         seats: what is loaded, ordered by place.
         default_model: of requests that name none.
+        rows: by name of each model that is or was loaded, where it is counted, at most `_ring.MAX_MODELS`. A
+            name keeps its row for as long as the service lives, so that counts never go back.
     """
 
     manifests: tuple[Manifest, ...]
     seats: tuple[Seat, ...]
     default_model: str | None
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def places(self) -> tuple[int, ...]:
         """Those in use, ascending."""
         return tuple(seat.place for seat in self.seats)
+
+    def row(self, name: str) -> int:
+        """Where a model is counted: with others if no row was left, with no model if it never was loaded."""
+        if name in self.rows:
+            return self.rows[name]
+        return _ring.OTHER_MODELS if self.loaded(name) else _ring.NO_MODEL
 
     def loaded(self, name: str) -> dict[int, Seat]:
         """A model's loaded versions, oldest first."""
@@ -111,6 +120,7 @@ class Lineup:
                 "manifests": [manifest.to_json() for manifest in self.manifests],
                 "seats": [[seat.place, seat.manifest.name, seat.version.version] for seat in self.seats],
                 "default_model": self.default_model,
+                "rows": dict(self.rows),
             }
         )
 
@@ -123,7 +133,7 @@ class Lineup:
         seats = tuple(
             Seat(place, by_name[name], by_name[name].find(version)) for place, name, version in data["seats"]
         )
-        return cls(manifests, seats, data["default_model"])
+        return cls(manifests, seats, data["default_model"], data["rows"])
 
 
 def route(manifest: Manifest, loaded: Collection[int]) -> dict[str, int]:
@@ -168,4 +178,8 @@ def line_up(repository: Repository, wishes: Wishes, places: int, before: Lineup 
                 place = free.pop(0)
             seats.append(replace(seat, place=place))
     ordered = sorted(seats, key=lambda seat: seat.place)
-    return Lineup(repository.manifests, tuple(ordered), repository.default_model)
+    rows = dict(before.rows) if before else {}
+    for seat in seats:
+        if len(rows) < _ring.MAX_MODELS:
+            rows.setdefault(seat.manifest.name, len(rows))
+    return Lineup(repository.manifests, tuple(ordered), repository.default_model, rows)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from scheduler import _ring
 from scheduler.errors import ModelNotReady, UnknownModel
 from scheduler.priority import PriorityClass
 from scheduler.signature import ModelSignature
@@ -16,6 +17,7 @@ class ServedModel:
 
     Attributes:
         index: its place in the arena; of a model of which nothing is loaded, none: -1.
+        row: where it is counted; see `server.lineup.Lineup`.
         sha256: by version, of all that are in the repository, lower-case hexadecimal.
         loaded: those of them that are loaded, ascending.
         max_rows: most rows of one request.
@@ -23,6 +25,7 @@ class ServedModel:
     """
 
     index: int
+    row: int
     signature: ModelSignature
     description: str
     format: str
@@ -84,6 +87,11 @@ class ModelTable:
         if routes is None:
             raise UnknownModel(f"no model {name[:128]!r}; models are {self._names()}")
         return _version(routes, version) if version else routes.standard
+
+    def row(self, name: str) -> int:
+        """Where a request that names this model is counted, whether it can be answered or not."""
+        routes = self._by_name.get(name or self.default_name or "")
+        return _ring.NO_MODEL if routes is None else routes.standard.row
 
     def route(self, name: str, version: str) -> ServedModel:
         """The model that answers a request, ready to.

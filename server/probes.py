@@ -7,7 +7,7 @@ paths are given by who makes their views, `/metrics` and `/live` for example.
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from server.reply import JSON, Reply, Route, text
 MAX_REQUEST_BYTES = 8192
 REQUEST_TIMEOUT_S = 5.0
 _OWN = ("/healthz", "/readyz", "/status")
+METRICS = "/metrics"
 
 
 class Service(Protocol):
@@ -36,13 +37,22 @@ class ProbeServer:
     """Answers GET and HEAD of its paths and closes the connection; anything else is an error."""
 
     def __init__(
-        self, host: str, port: int, service: Service, routes: Mapping[str, Route] | None = None
+        self,
+        host: str,
+        port: int,
+        service: Service,
+        routes: Mapping[str, Route] | None = None,
+        metrics: Route | None = None,
     ) -> None:
-        """`routes`: by path, what else is answered; `/healthz` among them answers where a query is asked."""
+        """Args:
+        routes: by path, what else is answered; `/healthz` among them answers where a query is asked.
+        metrics: answers `/metrics`, given the Accept header, empty where there is none.
+        """
         self._host = host
         self._port = port
         self._service = service
         self._routes = dict(routes or {})
+        self._metrics = metrics
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -72,8 +82,8 @@ class ProbeServer:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
-                line = head.split(b"\r\n", 1)[0].decode("latin-1")
-                reply = await self._answer(line)
+                line, *headers = head.decode("latin-1").split("\r\n")
+                reply = await self._answer(line, headers)
                 writer.write(reply.head() if line.startswith("HEAD ") else reply.head() + reply.body)
                 await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
@@ -81,13 +91,15 @@ class ProbeServer:
         finally:
             writer.close()
 
-    async def _answer(self, request_line: str) -> Reply:
+    async def _answer(self, request_line: str, headers: Sequence[str]) -> Reply:
         method, _, rest = request_line.partition(" ")
         path, _, query = rest.partition(" ")[0].partition("?")
         if method not in ("GET", "HEAD"):
             return text(f"{method}: allowed are GET and HEAD\n", HTTPStatus.METHOD_NOT_ALLOWED)
         if path in self._routes and (query or path not in _OWN):
             return await self._routes[path](query)
+        if path == METRICS and self._metrics is not None:
+            return await self._metrics(_accepted(headers))
         match path:
             case "/healthz":
                 return text("ok\n")
@@ -98,5 +110,11 @@ class ProbeServer:
             case "/status":
                 return Reply(f"{json.dumps(self._service.books(), indent=2)}\n".encode(), JSON)
             case _:
-                *others, last = sorted({*_OWN, *self._routes})
+                *others, last = sorted({*_OWN, *self._routes, *([METRICS] if self._metrics else [])})
                 return text(f"paths are {', '.join(others)} and {last}\n", HTTPStatus.NOT_FOUND)
+
+
+def _accepted(headers: Sequence[str]) -> str:
+    """The media types that the peer takes, of all its Accept headers."""
+    pairs = (header.partition(":") for header in headers)
+    return ",".join(value.strip() for name, _, value in pairs if name.strip().lower() == "accept")

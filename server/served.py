@@ -28,16 +28,19 @@ def model_limits(lineup: Lineup) -> dict[int, int]:
 def _routes(manifest: Manifest, lineup: Lineup, settings: Settings) -> ModelRoutes:
     seats = lineup.loaded(manifest.name)
     loaded = tuple(seats)
+    row = lineup.row(manifest.name)
     models = {
-        number: _served(manifest, number, seat.place, loaded, settings) for number, seat in seats.items()
+        number: _served(manifest, number, seat.place, row, loaded, settings) for number, seat in seats.items()
     }
     by_version = {name: models[number] for name, number in route(manifest, loaded).items()}
-    standard = by_version.get("") or _served(manifest, manifest.latest.version, NOWHERE, loaded, settings)
+    standard = by_version.get("") or _served(
+        manifest, manifest.latest.version, NOWHERE, row, loaded, settings
+    )
     return ModelRoutes(standard, by_version)
 
 
 def _served(
-    manifest: Manifest, version: int, place: int, loaded: tuple[int, ...], settings: Settings
+    manifest: Manifest, version: int, place: int, row: int, loaded: tuple[int, ...], settings: Settings
 ) -> ServedModel:
     share = min(limits.queue_limit for limits in settings.class_limits)
     limit = manifest.scheduler.queue_limit
@@ -45,6 +48,7 @@ def _served(
     slots = settings.scheduler.slots_per_frontend // MAX_ROWS_PART
     return ServedModel(
         index=place,
+        row=row,
         signature=manifest.signature(version),
         description=manifest.description,
         format=manifest.format,

@@ -23,7 +23,7 @@ import structlog
 from scheduler.arena import Arena, Dimensions
 from server import control
 from server.attachments import Attachments
-from server.books import EngineState, books
+from server.books import books
 from server.boot import Boot, spawn
 from server.children import Child, Duty
 from server.devices import engine_devices
@@ -34,6 +34,8 @@ from server.revision import Revision
 from server.settings import Settings
 from server.sizing import frontends
 from server.telemetry import logs
+from server.telemetry.reader import Reader
+from server.telemetry.totals import Totals
 from server.telemetry.trace_process import TraceProcess
 from server.trials import Trials
 from server.watchdog import Watchdog
@@ -91,6 +93,7 @@ class Supervisor:
         self._answering: set[asyncio.Task[None]] = set()
         self.trials = Trials(self._frontends)
         self._create_arena()
+        self._reader = Reader(self._arena, self._engines, self._frontends, self._device, self.traces)
         is_attached = self._attachments.is_attached
         self._handover = Handover(
             self, self._arena.native, self._engines, self._frontends, len(self._devices), is_attached
@@ -123,9 +126,11 @@ class Supervisor:
                 self.spawn(child)
         if self.traces is not None:
             self.traces.start()
+        self._reader.start()
         watching = asyncio.create_task(self._watchdog.run())
         await self._stopped.wait()
         watching.cancel()
+        await asyncio.to_thread(self._reader.stop)
         if self.traces is not None:
             await self.traces.stop(max(0.0, self._stop_by_s - loop.time()))
         log.info("stopped", code=self._exit_code)
@@ -149,20 +154,12 @@ class Supervisor:
 
     def books(self) -> dict[str, Any]:
         """What was admitted, how it ended, and what is predicted, as JSON values."""
-        restarts = {
-            child.name: child.restarts
-            for child in self._children()
-            if child.duty is not Duty.VACANT or child.restarts
-        }
-        engines = {
-            child.index: EngineState(self._device(child), child.ready, child.readings, child.revision.lineup)
-            for child in self._engines
-            if child.duty is not Duty.VACANT
-        }
-        if self.traces is None:
-            return books(self._arena, engines, restarts)
-        restarts[self.traces.child.name] = self.traces.child.restarts
-        return {**books(self._arena, engines, restarts), "traces": self.traces.counts.to_fields()}
+        found = books(self._arena, self._reader.engines(), self._reader.restarts())
+        return found if self.traces is None else {**found, "traces": self.traces.counts.to_fields()}
+
+    def totals(self) -> Totals:
+        """A reading of what is counted and measured; every view of the service is made of these."""
+        return self._reader.read(self.revision.lineup)
 
     def missing(self) -> list[str]:
         """Processes that should serve and do not."""

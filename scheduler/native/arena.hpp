@@ -103,6 +103,20 @@ class Arena {
   std::atomic<std::uint64_t>& free_at(std::uint32_t engine) const { return notice(engine).free_at_ns; }
   // A bit for each model that the engine serves.
   std::atomic<std::uint64_t>& served(std::uint32_t engine) const { return notice(engine).models; }
+  std::atomic<std::uint64_t>& in_flight(std::uint32_t engine) const { return notice(engine).in_flight; }
+  RequestCell& request_cell(std::uint32_t frontend, std::uint32_t row, std::uint32_t cls) const {
+    const std::uint64_t index = (std::uint64_t{frontend} * kRequestRows + row) * kRequestClasses + cls;
+    return at<RequestCell>(layout_.request_cells + index * sizeof(RequestCell));
+  }
+  BatchCell& batch_cell(std::uint32_t engine, std::uint32_t row) const {
+    return at<BatchCell>(layout_.batch_cells + (std::uint64_t{engine} * kBatchRows + row) * sizeof(BatchCell));
+  }
+  // Items that a front end has admitted and not pushed yet.
+  std::atomic<std::uint64_t>& held(std::uint32_t frontend, std::uint32_t model, std::uint32_t cls) const {
+    const std::uint64_t index = std::uint64_t{model} * kClasses + cls;
+    return at<std::atomic<std::uint64_t>>(layout_.held + frontend * layout_.held_bytes() +
+                                          index * sizeof(std::uint64_t));
+  }
   SlotHeader& slot(std::uint64_t slot) const {
     return at<SlotHeader>(layout_.slot_headers + slot * sizeof(SlotHeader));
   }
@@ -124,6 +138,15 @@ class Arena {
     std::uint64_t items = 0;
     for (std::uint32_t frontend = 0; frontend < layout_.dims.frontends; ++frontend) {
       items += queued(layout_.lane_index(engine, frontend, model, cls));
+    }
+    return items;
+  }
+
+  // Items of one class of one model that wait at the entrance, over all front ends.
+  std::uint64_t held_items(std::uint32_t model, std::uint32_t cls) const {
+    std::uint64_t items = 0;
+    for (std::uint32_t frontend = 0; frontend < layout_.dims.frontends; ++frontend) {
+      items += held(frontend, model, cls).load(std::memory_order_relaxed);
     }
     return items;
   }
@@ -169,6 +192,11 @@ class Arena {
     frontend_gate(frontend).sleeping.store(0, std::memory_order_relaxed);
     FrontendStats& stats = frontend_stats(frontend);
     add(stats.ended[kLost], stats.open());
+    for (std::uint32_t model = 0; model < layout_.dims.models; ++model) {
+      for (std::uint32_t cls = 0; cls < kClasses; ++cls) {
+        held(frontend, model, cls).store(0, std::memory_order_relaxed);
+      }
+    }
     epoch(frontend).fetch_add(1, std::memory_order_release);
   }
 
@@ -181,6 +209,7 @@ class Arena {
     }
     engine_gate(engine).sleeping.store(0, std::memory_order_relaxed);
     free_at(engine).store(0, std::memory_order_relaxed);
+    in_flight(engine).store(0, std::memory_order_relaxed);
     EngineStats& stats = engine_stats(engine);
     add(stats.lost, stats.in_batches());
   }

@@ -43,17 +43,23 @@ struct ForecastFacts {
 class EnginePort {
  public:
   // `frontend_eventfds`: one per front end. `own_eventfd`: where this engine is woken. `models`: a bit for
-  // each that it serves; nothing may be pushed to the others.
+  // each that it serves; nothing may be pushed to the others. `rows`: by model, where its batches are counted;
+  // those past the end of the list in the row of their own number.
   EnginePort(const Arena& arena, std::uint32_t engine, int own_eventfd,
-             const std::vector<int>& frontend_eventfds, std::uint64_t models = kAllModels)
+             const std::vector<int>& frontend_eventfds, std::uint64_t models = kAllModels,
+             std::vector<std::uint32_t> rows = {})
       : arena_(arena),
         gate_(arena.engine_gate(engine), own_eventfd),
         stats_(&arena.engine_stats(engine)),
         engine_(engine),
-        models_(models) {
+        models_(models),
+        rows_(std::move(rows)) {
     const Dimensions& dims = arena_.layout().dims;
     Layout::check("engine", engine, 0, dims.engines - 1);
     Layout::check("frontend eventfds", frontend_eventfds.size(), dims.frontends, dims.frontends);
+    Layout::check("rows", rows_.size(), 0, dims.models);
+    for (const std::uint32_t row : rows_) Layout::check("row", row, 0, kBatchRows - 1);
+    for (auto row = static_cast<std::uint32_t>(rows_.size()); row < dims.models; ++row) rows_.push_back(row);
     gate_.check_open();
     for (std::uint32_t frontend = 0; frontend < dims.frontends; ++frontend) {
       const std::uint64_t pair = arena_.layout().pair_index(engine, frontend);
@@ -229,6 +235,20 @@ class EnginePort {
     forecast.bucket_count.store(static_cast<std::uint32_t>(count), std::memory_order_release);
   }
 
+  // Counts a batch that has run: `size` rows in a batch of `bucket`, from dispatch to outputs ready.
+  // Throws std::invalid_argument for an unknown model or a bucket of 0.
+  void count_batch(std::uint32_t model, std::uint32_t size, std::uint32_t bucket, std::int64_t compute_ns) {
+    Layout::check("model", model, 0, arena_.layout().dims.models - 1);
+    Layout::check("bucket", bucket, 1, std::numeric_limits<std::uint32_t>::max());
+    const std::uint64_t ns = compute_ns < 0 ? 0 : static_cast<std::uint64_t>(compute_ns);
+    arena_.batch_cell(engine_, rows_[model]).record(size, bucket, ns);
+  }
+
+  // For whoever watches; nothing depends on it.
+  void publish_in_flight(std::uint64_t batches) {
+    arena_.in_flight(engine_).store(batches, std::memory_order_relaxed);
+  }
+
   // Publishes when an instance will be free; 0: one is.
   void publish_free_at(std::uint64_t ns) {
     arena_.free_at(engine_).store(ns, std::memory_order_relaxed);
@@ -335,6 +355,7 @@ class EnginePort {
   EngineStats* stats_;
   std::uint32_t engine_;
   std::uint64_t models_;
+  std::vector<std::uint32_t> rows_;  // by model
   std::uint64_t seen_pushes_ = 0;
   std::vector<Gate> frontend_gates_;
   std::vector<SpscRing<std::uint32_t>> completions_;  // by front end

@@ -145,6 +145,14 @@ class FrontendPort {
     add(stats_->ended[outcome], count);
   }
 
+  // Says how many items of a class of a model are held at the entrance. Throws std::invalid_argument for an
+  // unknown lane.
+  void publish_held(std::uint32_t model, std::uint32_t cls, std::uint64_t items) {
+    Layout::check("model", model, 0, arena_.layout().dims.models - 1);
+    Layout::check("class", cls, 0, kClasses - 1);
+    arena_.held(frontend_, model, cls).store(items, std::memory_order_relaxed);
+  }
+
   // Items that wait for an engine, by class, over all front ends and models.
   PerClass depths(std::uint32_t engine) const {
     return weighed_depths(engine, [](const Forecast&) { return std::uint64_t{1}; });

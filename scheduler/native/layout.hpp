@@ -2,32 +2,17 @@
 // depends on nothing but `Dimensions`, which the header carries.
 #pragma once
 
-#include <atomic>
-#include <cstddef>
-#include <cstdint>
 #include <cstring>
-#include <limits>
 #include <stdexcept>
 #include <string>
 
+#include "counters.hpp"
+#include "stats.hpp"
+
 namespace tickring {
 
-// Two lines, not one: x86 prefetches lines in pairs, so neighbours closer than this still ping-pong.
-inline constexpr std::size_t kLine = 64;
-inline constexpr std::size_t kNoFalseSharing = 128;
-inline constexpr std::size_t kPage = 4096;
-
 inline constexpr std::uint64_t kMagic = 0x474e49524b434954;  // "TICKRING", little-endian
-inline constexpr std::uint32_t kLayoutVersion = 3;
-
-inline constexpr std::uint32_t kClasses = 5;
-inline constexpr std::uint32_t kMaxFrontends = 64;
-inline constexpr std::uint32_t kMaxEngines = 32;
-inline constexpr std::uint32_t kMaxModels = 64;
-inline constexpr std::uint32_t kMaxBuckets = 64;
-inline constexpr std::uint32_t kMaxSlotsPerFrontend = 1u << 16;
-inline constexpr std::uint64_t kMaxRowBytes = 1ull << 30;
-inline constexpr std::uint64_t kNoDeadline = std::numeric_limits<std::uint64_t>::max();
+inline constexpr std::uint32_t kLayoutVersion = 4;
 
 // How an item ended. Written by the engine before it hands the slot back.
 enum class Outcome : std::uint8_t {
@@ -40,13 +25,6 @@ enum class Outcome : std::uint8_t {
 inline constexpr std::size_t kOutcomes = 6;  // index 0 is never an outcome
 // A front end's own seventh: it ended the item itself, because whoever held it died. Never in a slot.
 inline constexpr std::size_t kLost = kOutcomes;
-
-// A shared atomic must be the bare integer: no lock beside it, no padding.
-static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
-static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
-static_assert(std::atomic<std::uint8_t>::is_always_lock_free);
-static_assert(sizeof(std::atomic<std::uint64_t>) == 8);
-static_assert(sizeof(std::atomic<std::uint8_t>) == 1);
 
 // Positions only grow; entry i of a ring lives at i mod capacity.
 struct RingControl {
@@ -97,19 +75,6 @@ struct SlotHeader {
 };
 static_assert(sizeof(SlotHeader) == 128);
 static_assert(offsetof(SlotHeader, dispatched_ns) == kLine);
-
-// Single writer: a load and a store, no locked instruction. relaxed: a count announces nothing.
-inline void add(std::atomic<std::uint64_t>& counter, std::uint64_t by) {
-  counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
-}
-inline void bump(std::atomic<std::uint64_t>& counter) { add(counter, 1); }
-
-template <std::size_t N>
-std::uint64_t sum(const std::atomic<std::uint64_t> (&counters)[N]) {
-  std::uint64_t total = 0;
-  for (const auto& counter : counters) total += counter.load(std::memory_order_relaxed);
-  return total;
-}
 
 // The books of one front end. They outlive it, and no count ever goes back. Written by the front end
 // alone; between its death and the next start, when nobody else writes, by the supervisor.
@@ -177,6 +142,7 @@ struct Notice {
   alignas(kNoFalseSharing) std::atomic<std::uint64_t> free_at_ns;
   // A bit for each model that it serves: the lanes of the others are empty, and nobody need look.
   std::atomic<std::uint64_t> models;
+  std::atomic<std::uint64_t> in_flight;  // batches; for whoever watches
 };
 static_assert(sizeof(Notice) == kNoFalseSharing);
 static_assert(kMaxModels == 64);  // bits of Notice::models
@@ -211,6 +177,9 @@ struct Layout {
   std::uint64_t frontend_stats = 0;
   std::uint64_t forecasts = 0;
   std::uint64_t notices = 0;
+  std::uint64_t request_cells = 0;
+  std::uint64_t batch_cells = 0;
+  std::uint64_t held = 0;
   std::uint64_t slot_headers = 0;
   std::uint64_t input_slab = 0;
   std::uint64_t output_slab = 0;
@@ -222,6 +191,10 @@ struct Layout {
   }
   std::uint64_t completion_bytes() const {
     return sizeof(RingControl) + round_up(ring_capacity * sizeof(std::uint32_t), kNoFalseSharing);
+  }
+  // The items that a front end holds at its entrance, by model and class.
+  std::uint64_t held_bytes() const {
+    return round_up(std::uint64_t{dims.models} * kClasses * sizeof(std::uint64_t), kNoFalseSharing);
   }
   std::uint64_t slots() const { return std::uint64_t{dims.frontends} * dims.slots_per_frontend; }
   std::uint64_t lane_count() const {
@@ -281,6 +254,12 @@ struct Layout {
     layout.forecasts =
         place(std::uint64_t{dims.engines} * dims.models * sizeof(Forecast), kNoFalseSharing);
     layout.notices = place(dims.engines * sizeof(Notice), kNoFalseSharing);
+    // Mostly never touched: a page that nobody counts in takes no memory.
+    layout.request_cells = place(
+        std::uint64_t{dims.frontends} * kRequestRows * kRequestClasses * sizeof(RequestCell), kNoFalseSharing);
+    layout.batch_cells =
+        place(std::uint64_t{dims.engines} * kBatchRows * sizeof(BatchCell), kNoFalseSharing);
+    layout.held = place(dims.frontends * layout.held_bytes(), kNoFalseSharing);
     layout.slot_headers = place(layout.slots() * sizeof(SlotHeader), kNoFalseSharing);
     // Pages of their own, so that a device driver can register the slabs and nothing else.
     layout.input_slab = place(layout.slots() * dims.input_row_bytes, kPage);

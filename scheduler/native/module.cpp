@@ -6,6 +6,8 @@
 #include <nanobind/stl/vector.h>
 
 #include "ports.hpp"
+#include "py_arena.hpp"
+#include "py_records.hpp"
 #include "rows.hpp"
 
 namespace nb = nanobind;
@@ -13,20 +15,21 @@ using namespace nb::literals;
 
 namespace {
 
+using tickring::Buffer;
+using tickring::check_engine;
+using tickring::check_frontend;
+using tickring::check_model;
+using tickring::count_of;
+using tickring::list_of;
+using tickring::PyArena;
+
 // Taken with noconvert(): a converted array is a copy, and what is written into it would be lost.
-using Buffer = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Slots = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Instants = nb::ndarray<std::uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Outcomes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using MutableOutcomes = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using AnyRows = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-
-// Keeps the buffer alive for as long as anything points into it.
-struct PyArena {
-  Buffer buffer;
-  tickring::Arena arena;
-};
 
 struct PyScatter {
   PyArena arena;
@@ -100,34 +103,10 @@ void scatter(const PyScatter& self, const Slots& slots, const nb::sequence& outp
   }
 }
 
-void check_engine(const PyArena& self, std::uint32_t engine) {
-  tickring::Layout::check("engine", engine, 0, self.arena.layout().dims.engines - 1);
-}
-
-void check_frontend(const PyArena& self, std::uint32_t frontend) {
-  tickring::Layout::check("frontend", frontend, 0, self.arena.layout().dims.frontends - 1);
-}
-
-void check_model(const PyArena& self, std::uint32_t model) {
-  tickring::Layout::check("model", model, 0, self.arena.layout().dims.models - 1);
-}
-
 void copy_deadlines(const PyArena& self, const Slots& slots, const Instants& into) {
   tickring::Layout::check("into", into.size(), slots.size(), slots.size());
   tickring::check_slots(self.arena, slots.data(), slots.size());
   for (std::size_t i = 0; i < slots.size(); ++i) into.data()[i] = self.arena.slot(slots.data()[i]).deadline_ns;
-}
-
-// relaxed: each count for itself; a reader may see one of them a step ahead of another.
-std::uint64_t count_of(const std::atomic<std::uint64_t>& value) {
-  return value.load(std::memory_order_relaxed);
-}
-
-template <std::size_t N>
-nb::list list_of(const std::atomic<std::uint64_t> (&counters)[N]) {
-  nb::list out;
-  for (const auto& counter : counters) out.append(count_of(counter));
-  return out;
 }
 
 nb::list list_of(const tickring::PerClass& values) {
@@ -209,24 +188,25 @@ NB_MODULE(_ring, m) {
       nb::kw_only(), "frontends"_a, "engines"_a, "models"_a, "slots_per_frontend"_a, "input_row_bytes"_a,
       "output_row_bytes"_a, "Bytes an arena of these dimensions needs.");
 
-  nb::class_<PyArena>(m, "Arena")
+  nb::class_<PyArena> arena(m, "Arena");
+  arena
       .def_static(
           "format",
           [](Buffer buffer, std::uint32_t frontends, std::uint32_t engines, std::uint32_t models,
              std::uint32_t slots_per_frontend, std::uint64_t input_row_bytes,
              std::uint64_t output_row_bytes) {
-            auto arena = tickring::Arena::format(buffer.data(), buffer.size(),
-                                                 dimensions(frontends, engines, models, slots_per_frontend,
-                                                            input_row_bytes, output_row_bytes));
-            return PyArena{std::move(buffer), arena};
+            auto made = tickring::Arena::format(buffer.data(), buffer.size(),
+                                                dimensions(frontends, engines, models, slots_per_frontend,
+                                                           input_row_bytes, output_row_bytes));
+            return PyArena{std::move(buffer), made};
           },
           "buffer"_a.noconvert(), nb::kw_only(), "frontends"_a, "engines"_a, "models"_a, "slots_per_frontend"_a,
           "input_row_bytes"_a, "output_row_bytes"_a)
       .def_static(
           "attach",
           [](Buffer buffer) {
-            auto arena = tickring::Arena::attach(buffer.data(), buffer.size());
-            return PyArena{std::move(buffer), arena};
+            auto made = tickring::Arena::attach(buffer.data(), buffer.size());
+            return PyArena{std::move(buffer), made};
           },
           "buffer"_a.noconvert())
       .def_prop_ro("frontends", [](const PyArena& self) { return self.arena.layout().dims.frontends; })
@@ -312,17 +292,18 @@ NB_MODULE(_ring, m) {
             return count_of(self.arena.free_at(engine));
           },
           "engine"_a, "When an instance is expected to be free; 0: one is.");
+  tickring::bind_records(m, arena);
 
   nb::class_<PyScatter>(m, "Scatter")
       .def(
           "__init__",
-          [](PyScatter* self, const PyArena& arena,
+          [](PyScatter* self, const PyArena& of,
              const std::vector<std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint32_t>>& places) {
             std::vector<tickring::OutputPlace> list;
             for (const auto& [name, offset, item_bytes, float_bytes] : places) {
               list.push_back({name, offset, item_bytes, float_bytes});
             }
-            new (self) PyScatter{arena, tickring::Scatter(arena.arena, std::move(list))};
+            new (self) PyScatter{of, tickring::Scatter(of.arena, std::move(list))};
           },
           "arena"_a, "places"_a,
           "`places`: name, offset in the row, bytes of an item, and bytes of an element that must be finite (0: "
@@ -338,9 +319,9 @@ NB_MODULE(_ring, m) {
   nb::class_<tickring::FrontendPort>(m, "FrontendPort")
       .def(
           "__init__",
-          [](tickring::FrontendPort* self, const PyArena& arena, std::uint32_t frontend, int eventfd,
+          [](tickring::FrontendPort* self, const PyArena& of, std::uint32_t frontend, int eventfd,
              const std::vector<int>& engine_eventfds) {
-            new (self) tickring::FrontendPort(arena.arena, frontend, eventfd, engine_eventfds);
+            new (self) tickring::FrontendPort(of.arena, frontend, eventfd, engine_eventfds);
           },
           "arena"_a, "frontend"_a, "eventfd"_a, "engine_eventfds"_a, nb::keep_alive<1, 2>())
       .def(
@@ -369,6 +350,7 @@ NB_MODULE(_ring, m) {
            nb::sig("def drain(self) -> list[tuple[int, int, int, int, int, int, int, int, int]]"),
            "Slot, outcome, enqueued, dispatched, compute start and end (ns), batch, its size and bucket.")
       .def("publish_free_slots", &tickring::FrontendPort::publish_free_slots, "count"_a)
+      .def("publish_held", &tickring::FrontendPort::publish_held, "model"_a, "cls"_a, "items"_a)
       .def("end_unqueued", &tickring::FrontendPort::end_unqueued, "count"_a, "outcome"_a,
            "Notes that `count` items were admitted and ended here without ever being pushed.")
       .def("lose", &tickring::FrontendPort::lose, "count"_a,
@@ -392,12 +374,16 @@ NB_MODULE(_ring, m) {
   nb::class_<tickring::EnginePort>(m, "EnginePort")
       .def(
           "__init__",
-          [](tickring::EnginePort* self, const PyArena& arena, std::uint32_t engine, int eventfd,
-             const std::vector<int>& frontend_eventfds, std::uint64_t models) {
-            new (self) tickring::EnginePort(arena.arena, engine, eventfd, frontend_eventfds, models);
+          [](tickring::EnginePort* self, const PyArena& of, std::uint32_t engine, int eventfd,
+             const std::vector<int>& frontend_eventfds, std::uint64_t models,
+             std::vector<std::uint32_t> rows) {
+            new (self)
+                tickring::EnginePort(of.arena, engine, eventfd, frontend_eventfds, models, std::move(rows));
           },
           "arena"_a, "engine"_a, "eventfd"_a, "frontend_eventfds"_a, "models"_a = tickring::kAllModels,
-          "`models`: a bit for each that the engine serves; the lanes of the others stay empty.",
+          "rows"_a = std::vector<std::uint32_t>(),
+          "`models`: a bit for each that the engine serves; the lanes of the others stay empty. `rows`: by model, "
+          "where its batches are counted; past its end, in the row of the model's own number.",
           nb::keep_alive<1, 2>())
       .def("look",
            [](tickring::EnginePort& self) {
@@ -443,6 +429,8 @@ NB_MODULE(_ring, m) {
           },
           "model"_a, "target"_a, "item_ns"_a, "sizes"_a, "median_ns"_a, "high_ns"_a,
           "floor_ns"_a, "The last four by bucket. ValueError naming one that is too long or of another length.")
+      .def("count_batch", &tickring::EnginePort::count_batch, "model"_a, "size"_a, "bucket"_a, "compute_ns"_a)
+      .def("publish_in_flight", &tickring::EnginePort::publish_in_flight, "batches"_a)
       .def("publish_free_at", &tickring::EnginePort::publish_free_at, "ns"_a,
            "When an instance will be free; 0: one is.")
       .def("wait", &tickring::EnginePort::wait, "timeout_ns"_a, "spin_ns"_a,

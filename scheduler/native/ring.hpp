@@ -15,11 +15,6 @@
 
 #include "layout.hpp"
 
-// Tests define this to die, or to yield, at a named point of an operation.
-#ifndef TICKRING_POINT
-#define TICKRING_POINT(name) ((void)0)
-#endif
-
 namespace tickring {
 
 inline std::uint64_t now_ns() {

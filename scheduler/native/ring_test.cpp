@@ -9,6 +9,7 @@
 #include "ring_test_deaths.hpp"
 #include "ring_test_properties.hpp"
 #include "ring_test_races.hpp"
+#include "ring_test_stats.hpp"
 
 namespace ring_test {
 
@@ -65,6 +66,17 @@ constexpr Test kTests[] = {
     TEST(producer_killed_anywhere_leaves_whole_requests),
     TEST(wake_up_outlives_a_producer_killed_before_its_write),
     TEST(engine_killed_anywhere_hands_nothing_back_twice),
+    TEST(duration_is_counted_in_the_first_bucket_that_has_room),
+    TEST(requests_of_all_front_ends_add_up),
+    TEST(request_without_a_dispatch_has_no_queue_wait),
+    TEST(what_was_counted_outlives_a_reset_and_what_was_there_does_not),
+    TEST(bucket_keeps_its_position_and_those_without_one_share_the_last),
+    TEST(batches_of_all_engines_add_up_by_bucket),
+    TEST(count_outside_the_arena_is_refused_whole),
+    TEST(newest_exemplar_of_all_front_ends_is_told),
+    TEST(exemplar_is_whole_or_not_there),
+    TEST(counts_never_go_back_for_a_reader),
+    TEST(recorder_killed_anywhere_leaves_counts_that_go_on),
 };
 
 inline bool passes(const Test& test) {

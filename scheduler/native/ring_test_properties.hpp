@@ -117,7 +117,17 @@ static void parts_of_the_arena_are_aligned_and_apart() {
     CHECK(layout.frontend_stats >= layout.engine_stats + sizeof(tickring::EngineStats));
     CHECK(layout.forecasts >= layout.frontend_stats + 3 * sizeof(tickring::FrontendStats));
     CHECK(layout.notices >= layout.forecasts + 2 * sizeof(tickring::Forecast));
-    CHECK(layout.slot_headers >= layout.notices + sizeof(tickring::Notice));
+    CHECK(layout.request_cells >= layout.notices + sizeof(tickring::Notice));
+    CHECK(aligned(&world.arena.request_cell(2, tickring::kNoModel, tickring::kNoClass)));
+    CHECK(aligned(&world.arena.batch_cell(0, tickring::kOtherModels)));
+    CHECK(aligned(&world.arena.held(2, 0, 0)));
+    const auto after = [](const auto& last) { return reinterpret_cast<std::uintptr_t>(&last + 1); };
+    const auto start = [](const auto& first) { return reinterpret_cast<std::uintptr_t>(&first); };
+    CHECK(start(world.arena.batch_cell(0, 0)) >=
+          after(world.arena.request_cell(2, tickring::kNoModel, tickring::kNoClass)));
+    CHECK(start(world.arena.held(0, 0, 0)) >= after(world.arena.batch_cell(0, tickring::kOtherModels)));
+    CHECK(start(world.arena.slot(0)) >= after(world.arena.held(2, 1, tickring::kClasses - 1)));
+    CHECK(layout.slot_headers >= layout.held + 3 * layout.held_bytes());
     CHECK(layout.input_slab >= layout.slot_headers + layout.slots() * sizeof(SlotHeader));
     CHECK(layout.output_slab >= layout.input_slab + layout.slots() * layout.dims.input_row_bytes);
     CHECK(layout.total_bytes >= layout.output_slab + layout.slots() * layout.dims.output_row_bytes);

@@ -14,12 +14,14 @@ from scheduler.errors import DeadlineMissed, ModelFailed, RequestCancelled, Requ
 from scheduler.partition import Outcome, Partition, Submission
 from scheduler.priority import ClassLimits
 from server.admission import ENGINE_RETRY_S, Admission
+from server.limits import AT_DEADLINE_S
 from server.model_books import ModelBooks
 from server.models import ModelTable
 from server.offenders import Offenders
 from server.rpc.dialect import Dialect, Message, Plan
 from server.rpc.request import CheckedRequest
 from server.status import reason_of
+from server.telemetry.counting import CANCELLED, DEADLINE_EXCEEDED, RequestCounts
 from server.telemetry.storms import StormLog
 from server.telemetry.trace_context import Origin
 from server.telemetry.tracer import Tracer
@@ -27,12 +29,23 @@ from server.telemetry.tracer import Tracer
 Answer = Callable[["Ticket", "bytes | RequestError"], None]
 
 _NO_RPC = Origin("")
+_AT_DEADLINE_NS = int(AT_DEADLINE_S * 1e9)
 
 
 class Ticket:
     """A request between its push and its answer. `answer` is called exactly once, from the event loop."""
 
-    __slots__ = ("_answer", "_desk", "_origin", "_plan", "arrived_ns", "request", "submission")
+    __slots__ = (
+        "_answer",
+        "_desk",
+        "_expires_ns",
+        "_given_up",
+        "_origin",
+        "_plan",
+        "arrived_ns",
+        "request",
+        "submission",
+    )
 
     def __init__(
         self,
@@ -40,10 +53,13 @@ class Ticket:
         request: CheckedRequest,
         plan: Plan,
         arrived_ns: int,
+        expires_ns: int | None,
         answer: Answer,
         origin: Origin,
     ) -> None:
         self._desk = desk
+        self._expires_ns = expires_ns
+        self._given_up = 0  # the code of an RPC that has ended already
         self._plan = plan
         self._answer = answer
         self._origin = origin
@@ -70,16 +86,28 @@ class Ticket:
                 desk.note_failure(self.request, submission)
             desk.note_storm(result, self.request, self._origin)
         desk.books.ended(submission, self.arrived_ns, now_ns)
+        trace_id = 0
         if desk.tracer is not None:
-            desk.tracer.ended(self._origin, self.request, submission, self.arrived_ns, now_ns, result)
+            trace_id = desk.tracer.ended(
+                self._origin, self.request, submission, self.arrived_ns, now_ns, result
+            )
+        if self._given_up:
+            desk.counts.given_up(self.request, submission, now_ns - self.arrived_ns, self._given_up)
+        elif self._origin.method:
+            desk.counts.ended(self.request, submission, now_ns - self.arrived_ns, result, trace_id)
         self.submission = None
         desk.partition.release(submission)
         self._answer(self, result)
 
     def cancel(self) -> None:
         """The caller left. The rows still come back, unserved if the engine has not taken them."""
-        if self.submission is not None:
-            self._desk.entrance.cancel(self.submission)
+        if self.submission is None:
+            return
+        if self._origin.method:
+            # gRPC cancels a call at its deadline, too.
+            late = self._expires_ns is not None and _ring.now_ns() > self._expires_ns - _AT_DEADLINE_NS
+            self._given_up = DEADLINE_EXCEEDED if late else CANCELLED
+        self._desk.entrance.cancel(self.submission)
 
     def _error(self, submission: Submission) -> RequestError:
         model = self.request.model.signature
@@ -128,11 +156,13 @@ class Desk:
         models: ModelTable,
         limits: tuple[ClassLimits, ...],
         books: ModelBooks,
+        counts: RequestCounts,
     ) -> None:
         self.partition = partition
         self.entrance = entrance
         self.admission = admission
         self.books = books
+        self.counts = counts
         self._models = models
         self.limits = limits
         self._offenders = Offenders()
@@ -181,7 +211,7 @@ class Desk:
         Args:
             dialect: of the protocol that `message` belongs to.
             expires_ns: the instant of the RPC's own deadline; None where it has none.
-            origin: the RPC; without one, nothing is traced.
+            origin: the RPC; without one, nothing is traced or counted.
 
         Raises:
             RequestError: refused; nothing was taken and `answer` will not be called.
@@ -198,12 +228,12 @@ class Desk:
             self._offenders.check(model, [payload.data for payload in request.payloads], now_ns)
             engine = self.admission.check(model, class_index, request.rows, deadline_ns, now_ns)
         except RequestError as error:
-            self.refused(origin, request, arrived_ns, error)
+            self.refused(origin, request, arrived_ns, error, dialect.model_name(message))
             raise
 
         partition = self.partition
         plan = dialect.plan(request.model.signature, request.rows, request.outputs)
-        ticket = Ticket(self, request, plan, arrived_ns, answer, origin)
+        ticket = Ticket(self, request, plan, arrived_ns, expires_ns, answer, origin)
         submission = partition.reserve(request.rows, model, class_index, ticket.ended)
         ticket.submission = submission
         for payload in request.payloads:
@@ -219,9 +249,21 @@ class Desk:
         return ticket
 
     def refused(
-        self, origin: Origin, request: CheckedRequest | None, arrived_ns: int, error: RequestError
+        self,
+        origin: Origin,
+        request: CheckedRequest | None,
+        arrived_ns: int,
+        error: RequestError,
+        name: str | None = None,
     ) -> None:
-        """Tells of a request that was not let in. `request` None: it was refused before it was checked."""
+        """Tells of a request that was not let in.
+
+        Args:
+            request: None where it was refused before it was checked.
+            name: the model that it names; None where even that is not known.
+        """
+        if origin.method:
+            self.counts.refused(error, request, name)
         self.note_storm(error, request, origin)
         if self.tracer is not None:
             self.tracer.refused(origin, request, arrived_ns, error)

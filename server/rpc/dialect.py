@@ -45,6 +45,10 @@ class Dialect(ABC, Generic[Message, Mark]):
         """Checks everything but room and deadline. Raises RequestError."""
 
     @abstractmethod
+    def model_name(self, message: Message) -> str:
+        """The model that a request names, checked or not; empty where it names none."""
+
+    @abstractmethod
     def plan(self, signature: ModelSignature, rows: int, outputs: tuple[int, ...]) -> Plan:
         """How the response will be encoded."""
 

@@ -40,6 +40,10 @@ class PredictDialect(Dialect[inference_pb2.PredictRequest, int]):
         """See `Dialect`."""
         return check(message, models, metadata_priority)
 
+    def model_name(self, message: inference_pb2.PredictRequest) -> str:
+        """See `Dialect`."""
+        return message.model_name
+
     def plan(self, signature: ModelSignature, rows: int, outputs: tuple[int, ...]) -> Plan:
         """See `Dialect`."""
         return self._plan(signature, rows, outputs)

@@ -62,6 +62,10 @@ class InferDialect(Dialect[kserve.ModelInferRequest, str]):
         """See `Dialect`."""
         return check(message, models, metadata_priority)
 
+    def model_name(self, message: kserve.ModelInferRequest) -> str:
+        """See `Dialect`."""
+        return message.model_name
+
     def plan(self, signature: ModelSignature, rows: int, outputs: tuple[int, ...]) -> Plan:
         """See `Dialect`."""
         return self._plan(signature, rows, outputs)

@@ -11,6 +11,7 @@ from functools import cached_property
 from scheduler.priority import PriorityClass, urgent_classes
 from server.settings import Settings
 from server.sizing import bulk_quantum_ns
+from server.telemetry import names
 from server.telemetry.slo import LATENCIES, MISSED, Objective
 from server.telemetry.windows import Span
 
@@ -26,11 +27,11 @@ CPU_SATURATED = 0.95
 BULK_PART = 0.5
 
 # Readings, by metric; the label says of which GPU.
-CPU = "tickring_cpu_utilization_ratio"
-GPU_USED = "tickring_gpu_memory_used_bytes"
-GPU_TOTAL = "tickring_gpu_memory_total_bytes"
+CPU = names.CPU_UTILIZATION.name
+GPU_USED = names.GPU_MEMORY_USED.name
+GPU_TOTAL = names.GPU_MEMORY_TOTAL.name
 
-DEADLINE_UNREACHABLE, SLOTS = "DEADLINE_UNREACHABLE", "slots"
+DEADLINE_UNREACHABLE, SLOTS, QUEUE = names.SHED_DEADLINE, names.SHED_SLOTS, names.SHED_QUEUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,10 +253,7 @@ def deadlines_cannot_be_met(case: Case) -> Iterator[Recommendation]:
 def queues_are_full(case: Case) -> Iterator[Recommendation]:
     """Requests are refused since their class has its queue full."""
     for member in PriorityClass:
-        reasons = {
-            why for _, label, why in case.span.shed if label == member.label and why not in _OTHER_REASONS
-        }
-        refused = sum(case.span.refused(priority=member.label, reason=why) for why in reasons)
+        refused = case.span.refused(priority=member.label, reason=QUEUE)
         asked = case.span.ended(priority=member.label)
         if refused > WORTH_A_WORD * asked:
             limit = case.settings.class_limits[member.index].queue_limit
@@ -306,9 +304,6 @@ def processes_die(case: Case) -> Iterator[Recommendation]:
             f"started again: {named}",
         )
 
-
-# What is refused for another reason than a full queue.
-_OTHER_REASONS = {DEADLINE_UNREACHABLE, SLOTS, "DRAINING", "ENGINE_RESTARTING"}
 
 RULES: tuple[Rule, ...] = (
     processes_die,

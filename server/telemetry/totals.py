@@ -81,6 +81,20 @@ class Histogram:
         return done / self.count
 
 
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """One traced request of a bucket.
+
+    Attributes:
+        trace_id: 32 hexadecimal digits.
+        at_s: when it ended, seconds since 1970.
+    """
+
+    trace_id: str
+    value_s: float
+    at_s: float
+
+
 # Model and priority class, by their names.
 Flow = tuple[str, str]
 
@@ -91,11 +105,15 @@ class Totals:
 
     Attributes:
         at_s: when, CLOCK_MONOTONIC.
-        requests: ended, by model, class and gRPC code, those of RPC streams too.
-        request_s: of those that were answered or failed after they were let in: from arrival to answer.
+        requests: ended, by model, class and gRPC code, those of RPC streams too. The model is "" where a
+            request ended before it was known or never was loaded, the class where it was not known.
+        request_s: of those that were answered or failed after they were let in, without those that their
+            callers gave up: from arrival to answer.
+        exemplars: by flow, of each bucket of `request_s` the newest request that was traced, by its position.
         queue_wait_s: from admission to dispatch.
         compute_s: of batches, by model and bucket.
         batch_size: rows of a batch without padding, by model.
+        padding: rows that batches were filled up with, by model.
         shed: refused at the door, by model, class and reason.
         expired, cancelled: items that ended so after they had been let in.
         depth: items that wait, now.
@@ -110,9 +128,11 @@ class Totals:
     at_s: float
     requests: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     request_s: Mapping[Flow, Histogram] = field(default_factory=dict)
+    exemplars: Mapping[Flow, Mapping[int, Exemplar]] = field(default_factory=dict)
     queue_wait_s: Mapping[Flow, Histogram] = field(default_factory=dict)
     compute_s: Mapping[tuple[str, int], Histogram] = field(default_factory=dict)
     batch_size: Mapping[str, Histogram] = field(default_factory=dict)
+    padding: Mapping[str, int] = field(default_factory=dict)
     shed: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     expired: int = 0
     cancelled: int = 0

@@ -77,18 +77,21 @@ class Tracer:
         arrived_ns: int,
         now_ns: int,
         result: bytes | RequestError,
-    ) -> None:
-        """A request that was let in is answered. Before its slots are released."""
+    ) -> int:
+        """A request that was let in is answered. Before its slots are released.
+
+        Returns the id of the trace that tells of it; 0: none does.
+        """
         draw = getrandbits(DRAW_BITS)
         slow = now_ns - arrived_ns > self._slow_ns
         parent = origin.parent if origin.traceparent else None
         sampled = draw < self._bound if parent is None else parent.sampled
         if not sampled and not slow and type(result) is bytes:  # as nearly all are
-            return
+            return 0
         error = result if isinstance(result, RequestError) else None
         failed = error is not None and not isinstance(error, RequestCancelled)
         tail = Why.FAILED if failed else Why.SLOW if slow else None
-        self._consider(_Ending(origin, request, submission, arrived_ns, now_ns, error), tail, draw)
+        return self._consider(_Ending(origin, request, submission, arrived_ns, now_ns, error), tail, draw)
 
     def refused(
         self, origin: Origin, request: CheckedRequest | None, arrived_ns: int, error: RequestError
@@ -97,21 +100,21 @@ class Tracer:
         ending = _Ending(origin, request, None, arrived_ns, _ring.now_ns(), error)
         self._consider(ending, Why.REFUSED, getrandbits(DRAW_BITS))
 
-    def _consider(self, ending: _Ending, tail: Why | None, draw: int) -> None:
+    def _consider(self, ending: _Ending, tail: Why | None, draw: int) -> int:
         if not ending.origin.method:  # one that the front end made for itself
-            return
+            return 0
         parent = ending.origin.parent
         if parent is not None and parent.sampled:
-            self._tell(ending, Why.PARENT, draw)
-        elif parent is None and draw < self._bound:
-            self._tell(ending, Why.RATIO, draw)
-        elif tail is not None:
+            return self._tell(ending, Why.PARENT, draw)
+        if parent is None and draw < self._bound:
+            return self._tell(ending, Why.RATIO, draw)
+        if tail is not None:
             if self._tail.takes(tail, ending.now_ns):
-                self._tell(ending, tail, draw)
-            else:
-                self._dropped[names.DROPPED_BY_CAP] += 1
+                return self._tell(ending, tail, draw)
+            self._dropped[names.DROPPED_BY_CAP] += 1
+        return 0
 
-    def _tell(self, ending: _Ending, why: Why, draw: int) -> None:
+    def _tell(self, ending: _Ending, why: Why, draw: int) -> int:
         origin, request, error = ending.origin, ending.request, ending.error
         parent = origin.parent
         record = TraceRecord(
@@ -141,8 +144,9 @@ class Tracer:
             self._records.send(record.to_bytes(), socket.MSG_DONTWAIT)
         except OSError:  # the socket is full: no request waits for those who watch it
             self._dropped[names.DROPPED_AT_SOCKET] += 1
-        else:
-            self._dropped.clear()
+            return 0
+        self._dropped.clear()
+        return record.trace_id
 
     def _course(self, submission: Submission | None) -> Course | None:
         if submission is None:

@@ -91,7 +91,7 @@ def test_arena_outlives_its_descriptor() -> None:
         ("frontends", 0),
         ("frontends", 65),
         ("engines", 0),
-        ("engines", 17),
+        ("engines", 33),
         ("models", 0),
         ("models", 65),
         ("slots_per_frontend", 0),

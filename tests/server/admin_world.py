@@ -116,6 +116,7 @@ class Scripted:
         self._check(name, None)
         model = ServedModel(
             index=0,
+            row=0,
             signature=ModelSignature(name, VERSIONS[-1], INPUTS, OUTPUTS),
             description="for tests",
             format="torchscript",

@@ -10,6 +10,7 @@ from scheduler.arena import Arena, Dimensions
 from server.devices import engine_devices, visible_gpus
 from server.problems import SettingsError
 from server.settings import MAX_ENGINES
+from server.supervisor import CHAIRS_PER_DEVICE
 from tests.server.processes import ENVIRONMENT
 
 
@@ -58,14 +59,15 @@ def test_what_cannot_be_is_one_line(setting: str, gpus: int, line: str) -> None:
 
 
 def test_there_may_be_as_many_engines_as_the_arena_has_room_for() -> None:
-    """One more does not fit."""
+    """Two chairs for each device; one more chair does not fit."""
 
     def arena(engines: int) -> Arena:
         return Arena.anonymous(Dimensions(1, 1, 1, 64, 64, engines=engines))
 
-    assert arena(MAX_ENGINES).native.engines == MAX_ENGINES
-    with pytest.raises(ValueError, match="engines is 17, allowed is 1 to 16"):
-        arena(MAX_ENGINES + 1)
+    chairs = MAX_ENGINES * CHAIRS_PER_DEVICE
+    assert arena(chairs).native.engines == chairs
+    with pytest.raises(ValueError, match="engines is 33, allowed is 1 to 32"):
+        arena(chairs + 1)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from server.model_books import ModelBooks
 from server.models import ModelRoutes, ModelTable, ServedModel
 from server.rpc.desk import Desk, Ticket
 from server.rpc.inference import PredictDialect
+from server.telemetry.counting import RequestCounts
+from server.telemetry.trace_context import Origin
 from tickring.v1 import inference_pb2, types_pb2
 
 SIGNATURE = ModelSignature(
@@ -33,6 +35,8 @@ SIGNATURE = ModelSignature(
 )
 MAX_ROWS = 8
 BULK_QUANTUM_NS = 10_000_000
+# Of a request that no caller has sent.
+NO_RPC = Origin("")
 
 
 def served(
@@ -45,6 +49,7 @@ def served(
     """A model as a front end knows it."""
     return ServedModel(
         index=index,
+        row=index,
         signature=signature,
         description="for tests",
         format="torchscript",
@@ -125,7 +130,13 @@ class FrontEnd:
         self.admission = Admission(self.partition, self.entrance, self.engines, DEFAULT_LIMITS, 1)
         self.books = ModelBooks(self.arena, 0)
         self.desk = Desk(
-            self.partition, self.entrance, self.admission, self.models, DEFAULT_LIMITS, self.books
+            self.partition,
+            self.entrance,
+            self.admission,
+            self.models,
+            DEFAULT_LIMITS,
+            self.books,
+            RequestCounts(self.arena, 0, self.models),
         )
         self.dialect = PredictDialect()
         self.ports = [
@@ -145,6 +156,7 @@ class FrontEnd:
         arrived_ns: int | None = None,
         expires_ns: int | None = None,
         metadata_priority: str | None = None,
+        origin: Origin = NO_RPC,
     ) -> Ticket:
         """A request that has arrived now; its answer is appended to `answers`."""
         return self.desk.submit(
@@ -154,6 +166,7 @@ class FrontEnd:
             expires_ns,
             metadata_priority,
             lambda _, result: self.answers.append(result),
+            origin,
         )
 
     def hold_all_but_two(self, item_ms: int = 2000) -> None:

@@ -39,8 +39,8 @@ def pages(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     [
         ("frontends", 0, "1 to 64"),
         ("frontends", 65, "1 to 64"),
-        ("engines", 0, "1 to 16"),
-        ("engines", 17, "1 to 16"),
+        ("engines", 0, "1 to 32"),
+        ("engines", 33, "1 to 32"),
         ("models", 0, "1 to 64"),
         ("models", 65, "1 to 64"),
         ("slots_per_frontend", 0, "1 to 65536"),
@@ -62,7 +62,7 @@ def test_largest_dimensions_do_not_overflow() -> None:
     """Every dimension at its limit: the slabs are all but a few hundred gigabytes of it."""
     most = _ring.arena_bytes(
         frontends=64,
-        engines=16,
+        engines=32,
         models=64,
         slots_per_frontend=65536,
         input_row_bytes=2**30,
@@ -101,11 +101,11 @@ def test_attach_takes_nothing_but_an_arena_of_this_layout() -> None:
     assert attached.slots == 8
 
     header = buffer[:64].view(np.uint32)
-    assert header[2] == 3
+    assert header[2] == 4
     header[2] = 1
-    with pytest.raises(ValueError, match="layout version 1, this build speaks 3"):
+    with pytest.raises(ValueError, match="layout version 1, this build speaks 4"):
         _ring.Arena.attach(buffer)
-    header[2] = 3
+    header[2] = 4
     header[4] = 65
     with pytest.raises(ValueError, match="frontends is 65"):
         _ring.Arena.attach(buffer)
