@@ -76,7 +76,8 @@ def test_expressions_name_metrics_and_labels_that_exist() -> None:
         ('tickring_expired_total{model="m"}', "tickring_expired_total{model}"),
         ('tickring_queue_depth{job="j",gpu=~"0|1"}', "tickring_queue_depth{gpu}"),
         ("sum by (device) (tickring_batches_total)", "device"),
-        ("model_priority:tickring_request_second:p99 > 1", "tickring_request_second"),
+        ("model_priority:tickring_request_seconds:p98 > 1", "model_priority:tickring_request_seconds:p98"),
+        ("sum(tickring_request_seconds)", "tickring_request_seconds"),
         ("tickring_batch_size_bucket_total", "tickring_batch_size_bucket_total"),
     ],
 )

@@ -243,7 +243,7 @@ def test_service_and_host_are_told_from_the_start(small: Service) -> None:
 
 
 async def test_traced_request_is_told_where_it_falls(launch: Launch, zoo_repository: Path) -> None:
-    """The trace id that its caller has sent, at the bucket of its duration; a request without one leaves it."""
+    """By the trace id that its caller has sent; requests without one leave it there."""
     # Nobody listens there: what is traced does not depend on it.
     settings = zoo.SETTINGS | {
         "TICKRING_TELEMETRY__OTLP_ENDPOINT": "http://127.0.0.1:1",

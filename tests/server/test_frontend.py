@@ -156,7 +156,8 @@ async def main():
     assert world.engine.take(0, 0, 0, slots) == 2
     world.engine.complete(slots, np.ones(2, np.uint8), 0, 0, 0, 1, 2)
     settings = load_settings({}, environ={})
-    boot = Boot("frontend", 0, 0, -1, (), (), 0, settings.model_dump_json(), Lineup((), (), None).to_json(), 0)
+    nothing = Lineup((), (), None).to_json()
+    boot = Boot("frontend", 0, 0, -1, (), (), 0, settings.model_dump_json(), nothing, 0)
     frontend = Frontend(boot, settings, None)
     frontend._partition, frontend._entrance = world.partition, world.entrance
     %s

@@ -29,8 +29,8 @@ class Watched:
         native = service.arena.native
         engine_fds, frontend_fds = service.fds[:2], service.fds[2:]
         self.service = service
-        self.engine, self.other_engine = service.engines
-        self.frontend, self.other_frontend = service.frontends
+        self.engine, _ = service.engines
+        self.frontend, _ = service.frontends
         self.engine_fd = engine_fds[0]
         self.front_port = _ring.FrontendPort(native, 0, frontend_fds[0], engine_fds)
         self.engine_port = _ring.EnginePort(native, 0, engine_fds[0], frontend_fds)
