@@ -66,7 +66,7 @@ async def url(world: World) -> AsyncIterator[str]:
 def program() -> str:
     """A browser; where there is none the test is skipped, or fails where all tools have to be there."""
     found = browser.found()
-    if found is None and os.environ.get("TEST_TOOLS_REQUIRED"):
+    if found is None and os.environ.get("TEST_BROWSER_REQUIRED"):
         pytest.fail("not here: chromium")
     if found is None:
         pytest.skip("needs chromium")
