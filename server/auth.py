@@ -226,7 +226,7 @@ def read_tokens(path: Path) -> tuple[Caller, ...]:
         if unknown := sorted(set(table) - {"roles", "sha256", "expires"}):
             wrong(f"tokens.{name} must have roles, sha256 and perhaps expires, not {', '.join(unknown)[:80]}")
         roles, digest, expires = table.get("roles"), table.get("sha256"), table.get("expires")
-        if not isinstance(roles, list) or not roles or not all(role in ANY for role in map(str, roles)):
+        if not isinstance(roles, list) or not roles or not all(map(_is_role, roles)):
             wrong(f"tokens.{name}.roles must be a list of {', '.join(Role)}")
         elif not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
             wrong(f"tokens.{name}.sha256 must be 64 hexadecimal digits in lower case")
@@ -251,6 +251,10 @@ def warn_of_tokens(path: Path) -> None:
     """Logs what is allowed but unwise about the file."""
     if open_to_others(path, writable=True):
         log.warning("others than its owner may write the file of tokens", setting=SETTING, file=str(path))
+
+
+def _is_role(value: object) -> bool:
+    return isinstance(value, str) and value in ANY
 
 
 def _tables(path: Path) -> Mapping[str, Any]:

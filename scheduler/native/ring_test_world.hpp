@@ -89,7 +89,7 @@ constexpr unsigned kRounds = 20'000;
 #else
 constexpr unsigned kRounds = 100'000;
 #endif
-constexpr std::uint64_t kPatienceNs = 5'000'000'000;  // whoever waits this long has lost a wake-up
+constexpr std::uint64_t kPatienceNs = 30'000'000'000;  // whoever waits this long has lost a wake-up
 
 // The same numbers in every run.
 struct Random {

@@ -263,8 +263,8 @@ MESSAGES = [
     ),
     BadMessage(
         "version that is no number",
-        partial(window_request, model_version="latest"),
-        Expected(NOT_FOUND, "no version 'latest' of sp500_direction; versions are 1", "VERSION_NOT_FOUND"),
+        partial(window_request, model_version="newest"),
+        Expected(NOT_FOUND, "no version 'newest' of sp500_direction; versions are 1", "VERSION_NOT_FOUND"),
     ),
     BadMessage(
         "priority 9",

@@ -202,9 +202,10 @@ async def test_settings_file_is_taken_up_by_sighup(launch: Launch, tmp_path: Pat
         line = service.wait_for("settings not reloaded, nothing was changed")
         assert "slack_ms" in line["problems"][0]
 
+        logged = len(service.logged())
         config.write_text("[server]\nfrontends = 1\nmax_message_bytes = 2048")
         service.signal(signal.SIGHUP)
-        line = service.wait_for("settings not reloaded, nothing was changed", after=len(service.logged()) - 1)
+        line = service.wait_for("settings not reloaded, nothing was changed", after=logged)
         assert "server.max_message_bytes" in line["problems"][0]
 
         config.write_text("[scheduler]\nmax_batch_size = 8")

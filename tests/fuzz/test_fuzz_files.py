@@ -163,6 +163,7 @@ def test_settings_file(content: bytes) -> None:
 @settings(max_examples=CASES, deadline=None)
 @given(contents(TOKENS))
 @example(DEEP)
+@example(b"[tokens.a]\nroles = [0x" + b"f" * 5000 + b"]\n")
 def test_tokens_file(content: bytes) -> None:
     """As it is read at the start, and whenever it changes."""
     _written(content, read_tokens)
