@@ -9,7 +9,7 @@ import os
 import shutil
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,9 +207,8 @@ class Answer:
 class Traffic:
     """Unary callers and RPC streams that never stop."""
 
-    def __init__(self, model: Model, channels: Sequence[grpc.aio.Channel]) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
-        self._channels = channels
         self._numbers = itertools.count(1)
         self._stopping = False
         self._moved = asyncio.Event()
@@ -299,7 +298,7 @@ async def traffic(service: Service, model: Model) -> AsyncIterator[Traffic]:
             )
             for _ in range(5)
         ]
-        callers = Traffic(model, channels)
+        callers = Traffic(model)
         tasks = [asyncio.create_task(callers.unary(channel)) for channel in channels[:3]]
         tasks += [asyncio.create_task(callers.stream(channel)) for channel in channels[3:]]
         try:

@@ -153,8 +153,12 @@ def pause(pid: int) -> None:
             pass
 
 
-# With the process ids of the children.
-LOGGING = {"TICKRING_TELEMETRY__LOG_FORMAT": "json", "TICKRING_TELEMETRY__LOG_LEVEL": "debug"}
+# With the process ids of the children. Choosing between forms of a model takes a second of each start.
+LOGGING = {
+    "TICKRING_TELEMETRY__LOG_FORMAT": "json",
+    "TICKRING_TELEMETRY__LOG_LEVEL": "debug",
+    "TICKRING_EXECUTOR__CPU_BACKEND": "torch",
+}
 # Limits and batches that do not follow from the cores and the speed of this machine.
 BUNDLED = {
     "TICKRING_SERVER__FRONTENDS": "1",

@@ -105,10 +105,11 @@ def test_sessions_without_a_gap_are_one(exchange: str, at: str, until: str | Non
         assert found == datetime.fromisoformat(until).replace(tzinfo=UTC)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("exchange", exchange_calendars.get_calendar_names(include_aliases=False))
-def test_every_exchange_has_hours(exchange: str) -> None:
-    """That the library can tell; with another version of pandas it cannot for some."""
+@pytest.mark.parametrize(
+    "exchange", ["24/7", "ASEX", "CMES", "XASX", "XBOM", "XHKG", "XLON", "XNYS", "XSHG", "XTAE", "XTKS"]
+)
+def test_exchanges_all_over_the_world_have_hours(exchange: str) -> None:
+    """With another version of pandas the library cannot tell them for Athens and Tel Aviv."""
     known = exchange_calendars.get_calendar(exchange)
     opens = known.next_open("2026-11-24 00:01")
     open_, close = opens.to_pydatetime(), known.next_close(opens).to_pydatetime()
