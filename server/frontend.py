@@ -5,6 +5,8 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Sequence
+from traceback import walk_tb
+from typing import Any
 
 import grpc
 import structlog
@@ -44,6 +46,8 @@ LET_IN_EVERY_S = 0.002
 # How often it is looked whether an engine that retires can be let go.
 LET_GO_EVERY_S = 0.005
 EXIT_BUG = 70
+# As it is called in what grpcio raises.
+GRPC_ACCEPT_LOOP = "_server_main_loop"
 
 log = structlog.get_logger()
 
@@ -172,6 +176,7 @@ class Frontend:
         self._engines.change(_places(message), message["engines_ready"])
         if message["engines_ready"]:
             self._engines_serve()
+        asyncio.get_running_loop().set_exception_handler(self._unexpected)
         await self._server.start()
         collector.settle()
         control.listen(self._socket, self._obey)
@@ -180,6 +185,19 @@ class Frontend:
         for task in (letting_in, looking, self._letting_go):
             if task is not None:
                 task.cancel()
+
+    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something was raised where nobody waits for it.
+
+        Where that is the loop in which gRPC takes calls, this process never takes one again: it ends, and a
+        new one serves. grpcio 1.84 and 1.85 do so for a call whose path is not UTF-8 (docs/security.md).
+        """
+        loop.default_exception_handler(context)
+        error = context.get("exception")
+        raised_in = [frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)] if error else []
+        if any(name.endswith(GRPC_ACCEPT_LOOP) for name in raised_in):
+            log.error("gRPC takes no more calls, this process ends", error=repr(error))
+            os._exit(EXIT_BUG)
 
     async def _let_in(self) -> None:
         """Completions let held work in; these rounds are for when those of other front ends make room."""

@@ -79,6 +79,23 @@ def test_lines_that_tell_of_a_bug_are_found() -> None:
     assert len(log_problems([*accepted, *bad])) == len(bad)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, version("grpcio").split(".")[:2])) < FRAGILE_SINCE, reason="the next test holds"
+)
+async def test_path_that_is_no_text_costs_a_front_end() -> None:
+    """And no more than that: another one serves at once."""
+    service = Service(settings=BUNDLED).ready()
+    try:
+        async with await RawConnection.open(service.target) as connection:
+            await connection.send(frame(HEADERS, END_HEADERS, 1, _no_text()))
+            service.wait_for("front end serves again")
+        async with grpc.aio.insecure_channel(service.target) as channel:
+            assert (await unary(channel, window_request())).code is grpc.StatusCode.OK
+        service.stop()
+    finally:
+        service.kill()
+
+
 @pytest.mark.xfail(
     tuple(map(int, version("grpcio").split(".")[:2])) >= FRAGILE_SINCE,
     reason="grpc.aio decodes the path in the loop that accepts calls",
@@ -88,11 +105,9 @@ async def test_path_that_is_no_text_ends_its_call_alone() -> None:
     """It is no method, and the server goes on."""
     service = Service(settings=BUNDLED).ready()
     try:
-        broken = block((":method", "POST"), (":scheme", "http"), ("content-type", "application/grpc"))
-        broken += block((":authority", "x"), ("te", "trailers")) + b"\x00\x05:path\x04/a/\xff"
         async with await RawConnection.open(service.target) as connection:
             await connection.send(
-                frame(HEADERS, END_HEADERS, 1, broken), frame(DATA, END_STREAM, 1, good_message())
+                frame(HEADERS, END_HEADERS, 1, _no_text()), frame(DATA, END_STREAM, 1, good_message())
             )
             assert await connection.until(HEADERS) is not None
         async with grpc.aio.insecure_channel(service.target) as channel:
@@ -100,3 +115,9 @@ async def test_path_that_is_no_text_ends_its_call_alone() -> None:
         service.stop()
     finally:
         service.kill()
+
+
+def _no_text() -> bytes:
+    """The headers of a call whose path is not UTF-8."""
+    good = block((":method", "POST"), (":scheme", "http"), ("content-type", "application/grpc"))
+    return good + block((":authority", "x"), ("te", "trailers")) + b"\x00\x05:path\x04/a/\xff"
