@@ -256,7 +256,9 @@ async def test_token_that_is_taken_back_while_streaming(
     """The RPC stream ends though nothing is sent on it; that of another token goes on."""
     lines = len(guarded.service.logged())
     guarded.write_tokens(DEFAULT_TOKENS | {"leaving": ("predict", "")})
-    guarded.service.wait_for("tokens reloaded", after=lines, tokens=[*DEFAULT_TOKENS, "leaving"])
+    guarded.service.wait_for(
+        "tokens reloaded", process="frontend-0", after=lines, tokens=[*DEFAULT_TOKENS, "leaving"]
+    )
     async with guarded.channel() as channel:
         streams = {name: RpcStream(channel, shows(name)) for name in ("leaving", "engine")}
         for stream in streams.values():
@@ -277,7 +279,10 @@ async def test_token_that_expires_while_streaming(guarded: Guarded) -> None:
     guarded.write_tokens(DEFAULT_TOKENS | {"brief": ("predict", f"{end_at:%Y-%m-%dT%H:%M:%SZ}")})
     try:
         await asyncio.to_thread(
-            guarded.service.wait_for, "tokens reloaded", tokens=[*DEFAULT_TOKENS, "brief"]
+            guarded.service.wait_for,
+            "tokens reloaded",
+            process="frontend-0",
+            tokens=[*DEFAULT_TOKENS, "brief"],
         )
         async with guarded.channel() as channel:
             stream = RpcStream(channel, shows("brief"))
@@ -294,7 +299,7 @@ async def test_bad_file_of_tokens_shuts_nobody_out(guarded: Guarded) -> None:
     """Those of before stay good, and the log says what is wrong."""
     guarded.tokens_file.write_text("[tokens")
     try:
-        guarded.service.wait_for("tokens not reloaded, the old ones stay")
+        guarded.service.wait_for("tokens not reloaded, the old ones stay", process="frontend-0")
         async with guarded.channel() as channel:
             assert (await unary(channel, window_request(), metadata=shows("engine"))).code is Code.OK
             assert (
@@ -352,10 +357,10 @@ async def test_certificate_changes_while_streaming(
 
         new = stranger.sign("server")
         new.cert.replace(guarded.pair.cert)
-        guarded.service.wait_for("certificate not reloaded, the old one stays")
+        guarded.service.wait_for("certificate not reloaded, the old one stays", process="frontend-0")
         assert not await refused(guarded.channel())
         new.key.replace(guarded.pair.key)
-        guarded.service.wait_for("certificate reloaded")
+        guarded.service.wait_for("certificate reloaded", process="frontend-0")
         assert await refused(guarded.channel())
         assert not await refused(guarded.channel(ca=stranger.cert))
 
@@ -365,7 +370,7 @@ async def test_certificate_changes_while_streaming(
         assert (await stream.rest())[1].code is Code.OK
     reloads = len(guarded.service.logged())
     authority.sign("server").move_to(guarded.pair)
-    guarded.service.wait_for("certificate reloaded", after=reloads)
+    guarded.service.wait_for("certificate reloaded", process="frontend-0", after=reloads)
     assert not await refused(guarded.channel())
 
 
