@@ -1,6 +1,5 @@
 """Names that others look for: metrics and their labels, spans and their attributes. Nowhere else."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -240,5 +239,3 @@ METRICS = (
     SLOTS_FREE,
     *READINGS,
 )
-# `le` of histograms aside.
-METRIC_LABELS: Mapping[str, tuple[str, ...]] = {metric.name: metric.labels for metric in METRICS}
