@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 requirements=$(mktemp)
 trap 'rm -f "$requirements"' EXIT
 
-"$python" deploy/image/requirements.py server gpu calendar >"$requirements"
+"$python" deploy/image/requirements.py server gpu >"$requirements"
 # What runs a server needs no pip.
 "$python" -m venv --without-pip "$prefix"
 "$python" -m pip --python "$prefix/bin/python" install --quiet --only-binary :all: \
