@@ -71,7 +71,7 @@ async def test_an_open_precision_answers_within_its_tolerance(
     launch: Launch, expected: dict[int, list[np.ndarray]]
 ) -> None:
     """Whichever form each batch is run in; all of them have been measured for one row."""
-    found, loaded, (forms,) = await answered(launch, precision="auto")
+    found, loaded, (forms,) = await answered(launch, precision="auto", cpu_backend="auto")
     assert loaded["precision"] == "auto"
     assert set(forms["ms_by_bucket"]["1"]) | set(forms["refused"]) == {"torch", "onnx", "torch bf16"}
     assert largest_error(found, expected) < 6e-2
