@@ -16,8 +16,8 @@ def model_message(description: ModelDescription) -> model_pb2.Model:
             model_pb2.ModelVersion(version=str(version), state=_state(description, version), sha256=digest)
             for version, digest in sorted(model.sha256.items())
         ],
-        inputs=[spec_message(spec) for spec in signature.inputs],
-        outputs=[spec_message(spec) for spec in signature.outputs],
+        inputs=[_spec(spec) for spec in signature.inputs],
+        outputs=[_spec(spec) for spec in signature.outputs],
         format=model.format,
         is_default=description.is_default,
         max_rows=model.max_rows,
@@ -30,7 +30,7 @@ def _state(description: ModelDescription, version: int) -> model_pb2.ModelState:
     return model_pb2.MODEL_STATE_READY if description.ready else model_pb2.MODEL_STATE_LOADING
 
 
-def spec_message(spec: TensorSpec) -> model_pb2.TensorSpec:
+def _spec(spec: TensorSpec) -> model_pb2.TensorSpec:
     """An input or output."""
     return model_pb2.TensorSpec(
         name=spec.name,

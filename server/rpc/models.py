@@ -5,8 +5,9 @@ from typing import Any
 import grpc
 
 from scheduler.errors import RequestError
+from server.administration import ModelDescription
 from server.models import ModelTable, ServedModel
-from server.rpc.model_message import spec_message
+from server.rpc.model_message import model_message
 from server.status import abort
 from tickring.v1 import model_pb2
 
@@ -56,22 +57,5 @@ class ModelService:
             await abort(context, error)
 
     def _describe(self, model: ServedModel) -> model_pb2.Model:
-        signature = model.signature
-        return model_pb2.Model(
-            name=signature.name,
-            description=model.description,
-            versions=[
-                model_pb2.ModelVersion(version=str(version), state=self._state(model, version), sha256=digest)
-                for version, digest in sorted(model.sha256.items())
-            ],
-            inputs=[spec_message(spec) for spec in signature.inputs],
-            outputs=[spec_message(spec) for spec in signature.outputs],
-            format=model.format,
-            is_default=signature.name == self._models.default_name,
-            max_rows=model.max_rows,
-        )
-
-    def _state(self, model: ServedModel, version: int) -> model_pb2.ModelState:
-        if version not in model.loaded:
-            return model_pb2.MODEL_STATE_AVAILABLE
-        return model_pb2.MODEL_STATE_READY if self._models.ready else model_pb2.MODEL_STATE_LOADING
+        is_default = model.signature.name == self._models.default_name
+        return model_message(ModelDescription(model, is_default, self._models.ready))
