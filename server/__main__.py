@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from server.admin_port import AdminPort
 from server.changes import Changes
 from server.configuration import Configuration, load_configuration
 from server.deep_health import DeepHealth
-from server.layers import AUTO
 from server.lineup import NoRoom, Wishes, line_up
 from server.overview import Overview
 from server.ports import PortInUse
@@ -24,7 +22,7 @@ from server.security import check_security, warn_of_security
 from server.settings import Settings, bundled_repository
 from server.supervisor import Supervisor
 from server.telemetry import logs, prometheus
-from server.trading_calendar import TradingCalendar
+from server.trading_calendar import at_this_hour
 
 EXIT_MISUSE = 2
 # For answers to whoever has just drained the service.
@@ -43,7 +41,7 @@ def main() -> None:
         )
         telemetry = configuration.settings.telemetry
         logs.configure(telemetry.log_format, telemetry.log_level)
-        configuration = _at_this_hour(configuration)
+        configuration = at_this_hour(configuration)
         settings = configuration.settings
         if unserved := _not_served_yet(settings):
             raise SettingsError(unserved)
@@ -68,15 +66,6 @@ def main() -> None:
         sys.exit(EXIT_MISUSE)
     except PortInUse as error:
         sys.exit(f"tickring-server: {error}")
-
-
-def _at_this_hour(configuration: Configuration) -> Configuration:
-    """With the profile that its calendar has now, where it is to follow one."""
-    if configuration.chosen_profile != AUTO:
-        return configuration
-    table = configuration.settings.calendar
-    profile, _ = TradingCalendar(table.exchange, table.lead_s).profile_at(datetime.now(UTC))
-    return configuration.with_profile(profile)
 
 
 def _not_served_yet(settings: Settings) -> list[Problem]:

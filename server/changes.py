@@ -8,7 +8,6 @@ import asyncio
 import re
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +44,7 @@ from server.repository import (
 )
 from server.served import served
 from server.supervisor import Supervisor
-from server.trading_calendar import TradingCalendar
+from server.trading_calendar import TradingCalendar, at_this_hour
 
 # Who changes something by itself, for the log.
 BY_CALENDAR, BY_POLL, BY_SIGNAL = "calendar", "poll", "SIGHUP"
@@ -261,15 +260,9 @@ class Changes:
             SettingsError: there is no such calendar.
         """
         before = self._configuration
-        table = wanted.settings.calendar
-        if wanted.chosen_profile != AUTO:
+        if before.chosen_profile == AUTO and before.settings.calendar == wanted.settings.calendar:
             return wanted
-        if before.chosen_profile == AUTO and before.settings.calendar == table:
-            return wanted
-        profile = await asyncio.to_thread(
-            lambda: TradingCalendar(table.exchange, table.lead_s).profile_at(datetime.now(UTC))[0]
-        )
-        return wanted.with_profile(profile)
+        return await asyncio.to_thread(at_this_hour, wanted)
 
     # -- by themselves --------------------------------------------------------------------------
 

@@ -67,8 +67,6 @@ class Frontend:
     def __init__(self, boot: Boot, settings: Settings, sock: socket.socket) -> None:
         self._boot = boot
         self._settings = settings
-        self._lineup = Lineup.from_json(boot.lineup)
-        self._revision = boot.revision
         self._socket = sock
         self._finished = asyncio.Event()
         self._held = asyncio.Event()  # something is held at the entrance
@@ -89,14 +87,12 @@ class Frontend:
             # them mended.
             log.error("cannot start with these files", problems=str(error).splitlines())
             os._exit(1)
-        self._models = ModelTable(served(self._lineup, settings), self._lineup.default_model)
-        self._set_health(serving=False)
         message = await asyncio.get_running_loop().run_in_executor(None, control.receive, self._socket)
         if message is None or message["type"] != "attach":
             os._exit(0)
         # As they are by now: they may have changed since this process was started.
         settings, lineup = self._take_up(message)
-        self._models.change(served(lineup, settings), lineup.default_model)
+        self._models = ModelTable(served(lineup, settings), lineup.default_model)
         self._set_health(serving=False)
 
         arena = Arena.attach(boot.arena_fd)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from server.layers import MARKET_HOURS, OFF_HOURS
+from server.configuration import Configuration
+from server.layers import AUTO, MARKET_HOURS, OFF_HOURS
 from server.problems import Problem, SettingsError
 
 # How far ahead sessions are looked up, and how far before the end of that they are looked up again.
@@ -119,3 +120,16 @@ def _joined(spans: Iterable[Span]) -> list[Span]:
             joined.pop()
         joined.append(span)
     return joined
+
+
+def at_this_hour(configuration: Configuration) -> Configuration:
+    """With the profile that its calendar has now, where it is to follow one. May block for a second.
+
+    Raises:
+        SettingsError: there is no such calendar.
+    """
+    if configuration.chosen_profile != AUTO:
+        return configuration
+    table = configuration.settings.calendar
+    profile, _ = TradingCalendar(table.exchange, table.lead_s).profile_at(datetime.now(UTC))
+    return configuration.with_profile(profile)
