@@ -23,7 +23,6 @@ from tickring.v1 import (
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Unary: TypeAlias = grpc.aio.UnaryUnaryMultiCallable[Request, Response]
-Stream: TypeAlias = grpc.aio.StreamStreamMultiCallable[Request, Response]
 
 DEFAULT_TARGET = "127.0.0.1:8001"
 DEFAULT_ADMIN_TARGET = "127.0.0.1:8003"
@@ -72,7 +71,11 @@ class ServerRpcs:
     """The RPCs of the main port. The generated stubs are untyped; their types are written here."""
 
     predict: Unary[inference_pb2.PredictRequest, inference_pb2.PredictResponse]
-    predict_stream: Stream[inference_pb2.PredictStreamRequest, inference_pb2.PredictStreamResponse]
+    # Quoted: a type only for the checker, Python cannot subscript it in every grpcio.
+    predict_stream: (
+        "grpc.aio.StreamStreamMultiCallable"
+        "[inference_pb2.PredictStreamRequest, inference_pb2.PredictStreamResponse]"
+    )
     list_models: Unary[model_pb2.ListModelsRequest, model_pb2.ListModelsResponse]
     get_model: Unary[model_pb2.GetModelRequest, model_pb2.GetModelResponse]
     check: Unary[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
