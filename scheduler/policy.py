@@ -16,7 +16,7 @@ from typing import NamedTuple
 from scheduler.latency import LatencyModel
 
 # Target batches that must be queued before a spare instance helps.
-SPARE_BATCHES = 3
+SPARE_BATCHES = 2
 # Bulk rides along with urgent work as long as the batch takes at most this many times as long for it.
 RIDER_COST = 1.1
 

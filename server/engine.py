@@ -30,6 +30,9 @@ from server.sizing import batch_plans, engine_sizes
 from server.telemetry import logs
 from server.workforce import Gpu, Workforce, Workplace, hire, warm_up
 
+# Below the front ends, whose core a spare instance computes on, and not so far that they stop it while it
+# holds Python's lock, which the other instances wait for.
+SPARE_NICENESS = 5
 EXIT_UNUSABLE = 3
 EXIT_BUG = 70
 EXIT_DEVICE_LOST = 71
@@ -192,8 +195,10 @@ def _work(workforce: Workforce, dispatcher: Dispatcher, on_ready: Callable[[], N
         for instance, next_batch in [
             *((instance, dispatcher.next_batch) for instance in workforce.instances[1:]),
             *((instance, partial(dispatcher.next_batch, reserved=True)) for instance in workforce.reserved),
-            *((instance, dispatcher.next_spare_batch) for instance in workforce.spares),
         ]
+    ] + [
+        threading.Thread(target=_run_beside, args=(spare, dispatcher.next_spare_batch, settled), daemon=True)
+        for spare in workforce.spares
     ]
     for thread in others:
         thread.start()
@@ -221,6 +226,13 @@ def _run(
         # A bug: the batch it held would never end. Die, so that the supervisor ends every request.
         log.exception("instance failed")
         os._exit(EXIT_BUG)
+
+
+def _run_beside(spare: Instance, next_batch: Callable[[], Batch | None], settled: threading.Barrier) -> None:
+    """Runs batches with what front ends leave of a core."""
+    # On Linux of this thread alone.
+    os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + SPARE_NICENESS)
+    _run(spare, next_batch, settled)
 
 
 def _lost(reason: str) -> NoReturn:

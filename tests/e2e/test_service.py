@@ -1,7 +1,9 @@
 """Good calls: what clients get from a server that is well."""
 
 import asyncio
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from client import Client
 from scheduler.signature import DataType
+from server.engine import SPARE_NICENESS
 from server.repository import Manifest, load_repository
 from server.settings import bundled_repository
 from tests.e2e.calls import (
@@ -416,3 +419,17 @@ async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
     }
     descriptors = file.file_descriptor_response.file_descriptor_proto
     assert any(b"PredictStreamRequest" in descriptor for descriptor in descriptors)
+
+
+# -- how it computes ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a spare has the core of front ends")
+def test_only_the_spare_instance_stands_back(bundled: Service) -> None:
+    """It takes the core of the front ends, who go first; nobody else's priority is touched."""
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    engine = Path(f"/proc/{bundled.pid('engine-0')}/task")
+    priorities = sorted(os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in engine.iterdir())
+    assert priorities[-1] == ours + SPARE_NICENESS
+    assert set(priorities[:-1]) == {ours}
+    assert os.getpriority(os.PRIO_PROCESS, bundled.pid("frontend-0")) == ours

@@ -294,14 +294,14 @@ def test_where_a_deadline_hangs_on_it_the_high_quantile_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depths", "expected"), [([47], False), ([48], True), ([], False), ([47, 47], False), ([0, 48], True)]
+    ("depths", "expected"), [([31], False), ([32], True), ([], False), ([31, 31], False), ([0, 32], True)]
 )
 def test_a_spare_instance_helps_only_when_much_is_queued(depths: list[int], expected: bool) -> None:
-    """Three target batches of one model; models are not added up."""
+    """Two target batches of one model; models are not added up."""
     assert has_spare_work(depths, [16] * len(depths)) is expected
 
 
 def test_what_is_much_follows_the_target() -> None:
     """Of each model."""
-    assert has_spare_work([12, 5], [4, 2])
-    assert not has_spare_work([11, 5], [4, 2])
+    assert has_spare_work([8, 3], [4, 2])
+    assert not has_spare_work([7, 3], [4, 2])

@@ -167,14 +167,14 @@ def test_stop_ends_every_kind_of_instance(world: World, reserved: Instance, star
 
 
 def test_spare_instance_is_invited_when_enough_is_left_behind(world: World, start: Start) -> None:
-    """With target 8: 31 queued leave 23 behind the first batch, and then 31 - 8 + 9 leave 24."""
-    assert SPARE_BATCHES * EAGER.buckets[-1] == 24
+    """With target 8: 23 queued leave 15 behind the first batch, and then 23 - 8 + 9 leave 16."""
+    assert SPARE_BATCHES * EAGER.buckets[-1] == 16
     spare = start(world.dispatcher.next_spare_batch)
-    world.submit("few", rows=[1.0] * 31)
+    world.submit("few", rows=[1.0] * 23)
     first = world.dispatcher.next_batch()
     assert first is not None
     assert (len(first.slots), first.spare) == (8, False)
-    assert not world.dispatcher._invited.is_set(), "23 left behind are no reason"
+    assert not world.dispatcher._invited.is_set(), "15 left behind are no reason"
     world.submit("more", rows=[1.0] * 9)
     assert world.dispatcher.next_batch() is not None
     batch = spare.next()
