@@ -25,6 +25,11 @@ MAX_SLOTS_PER_FRONTEND: int = 65536
 def now_ns() -> int:
     """CLOCK_MONOTONIC, nanoseconds."""
 
+def all_finite(data: bytes, float_bytes: int) -> bool:
+    """
+    Whether no float among these, of 2, 4 or 8 bytes each and one after the other, is NaN or infinite.
+    """
+
 def arena_bytes(*, frontends: int, engines: int, models: int, slots_per_frontend: int, input_row_bytes: int, output_row_bytes: int) -> int:
     """Bytes an arena of these dimensions needs."""
 

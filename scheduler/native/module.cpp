@@ -178,6 +178,13 @@ NB_MODULE(_ring, m) {
 
   m.def("now_ns", &tickring::now_ns, "CLOCK_MONOTONIC, nanoseconds.");
   m.def(
+      "all_finite",
+      [](nb::bytes data, std::uint32_t float_bytes) {
+        return tickring::all_finite(static_cast<const std::uint8_t*>(data.data()), data.size(), float_bytes);
+      },
+      "data"_a, "float_bytes"_a,
+      "Whether no float among these, of 2, 4 or 8 bytes each and one after the other, is NaN or infinite.");
+  m.def(
       "arena_bytes",
       [](std::uint32_t frontends, std::uint32_t engines, std::uint32_t models,
          std::uint32_t slots_per_frontend, std::uint64_t input_row_bytes, std::uint64_t output_row_bytes) {

@@ -35,6 +35,16 @@ bool has_non_finite(const std::uint8_t* bytes, std::uint64_t size, Bits exponent
   return found != 0;
 }
 
+// Whether every float is; `float_bytes` of each: 2, 4 or 8; 0: these are none.
+inline bool all_finite(const std::uint8_t* bytes, std::uint64_t size, std::uint32_t float_bytes) {
+  switch (float_bytes) {
+    case 2: return !has_non_finite<std::uint16_t>(bytes, size, 0x7c00);
+    case 4: return !has_non_finite<std::uint32_t>(bytes, size, 0x7f800000);
+    case 8: return !has_non_finite<std::uint64_t>(bytes, size, 0x7ff0000000000000);
+    default: return true;
+  }
+}
+
 // One output of a model: where it lies in a row of the output slab.
 struct OutputPlace {
   std::string name;
@@ -42,14 +52,7 @@ struct OutputPlace {
   std::uint64_t item_bytes;
   std::uint32_t float_bytes;  // of an element that must be finite: 2, 4 or 8; 0: anything goes
 
-  bool is_finite(const std::uint8_t* row) const {
-    switch (float_bytes) {
-      case 2: return !has_non_finite<std::uint16_t>(row, item_bytes, 0x7c00);
-      case 4: return !has_non_finite<std::uint32_t>(row, item_bytes, 0x7f800000);
-      case 8: return !has_non_finite<std::uint64_t>(row, item_bytes, 0x7ff0000000000000);
-      default: return true;
-    }
-  }
+  bool is_finite(const std::uint8_t* row) const { return all_finite(row, item_bytes, float_bytes); }
 };
 
 // Hands the outputs of one model to their slots: one call per batch, since what runs after a model finds the
