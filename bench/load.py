@@ -1,22 +1,19 @@
-"""A load process in Python: keeps a number of calls in flight through our client, then reports.
+"""A load of the bundled model's windows by the generator of `tickring bench`: a closed loop.
 
-    python -m bench.load TARGET --mode unary|stream --in-flight 64 --calls 8000
-
-Prints one JSON object: calls per second and latency quantiles from raw samples, microseconds. A Python
-generator on the same cores takes its share of the machine: compare with floors, not with other tools.
+A Python generator on the same cores takes its share of the machine: compare with floors.
 """
 
-import argparse
-import asyncio
-import json
-import subprocess
-import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from client import Client
+from client.load import generator
+from client.load.flows import Flow, Load, Server
+from client.load.payloads import requests
+from tickring.v1 import types_pb2
+
+WARM_UP_S = 0.3
+TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -28,44 +25,24 @@ class LoadResult:
     p999_us: float
 
 
-def run(target: str, mode: str, in_flight: int, calls: int) -> LoadResult:
-    """Runs the load in a fresh process."""
-    command = [sys.executable, "-m", "bench.load", target, "--mode", mode]
-    command += ["--in-flight", str(in_flight), "--calls", str(calls)]
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    return LoadResult(**json.loads(printed.stdout))
-
-
-async def _generate(target: str, mode: str, in_flight: int, calls: int) -> LoadResult:
-    window = np.random.default_rng(0).standard_normal((1, 50, 60)).astype(np.float32)
-    times: list[float] = []
-    left = calls
-
-    async with Client(target) as client:
-        predict = client.predict_unary if mode == "unary" else client.predict
-
-        async def caller() -> None:
-            nonlocal left
-            while left > 0:
-                left -= 1
-                started = time.perf_counter()
-                await predict({"window": window}, priority="high", timeout_s=10.0)
-                times.append(time.perf_counter() - started)
-
-        await predict({"window": window}, priority="high", timeout_s=10.0)
-        started = time.perf_counter()
-        await asyncio.gather(*(caller() for _ in range(in_flight)))
-        took = time.perf_counter() - started
-    p50, p999 = np.quantile(times, [0.5, 0.999]) * 1e6
-    return LoadResult(len(times) / took, float(p50), float(p999))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("target")
-    parser.add_argument("--mode", choices=["unary", "stream"], default="unary")
-    parser.add_argument("--in-flight", type=int, default=64)
-    parser.add_argument("--calls", type=int, default=8000)
-    arguments = parser.parse_args()
-    result = asyncio.run(_generate(arguments.target, arguments.mode, arguments.in_flight, arguments.calls))
-    print(json.dumps(asdict(result)))
+def run(target: str, mode: str, in_flight: int, seconds: float) -> LoadResult:
+    """Runs the load in a fresh process. Raises RuntimeError when a call fails."""
+    windows = np.random.default_rng(0).standard_normal((64, 50, 60)).astype(np.float32)
+    flow = Flow(
+        name="windows",
+        payloads=requests({"window": windows}, 1),
+        in_flight=in_flight,
+        mode=mode,
+        priority=types_pb2.PRIORITY_REAL_TIME_TRADING,
+        timeout_s=TIMEOUT_S,
+    )
+    load = Load(Server(target), [flow], seconds, WARM_UP_S)
+    # A gate compares with a floor of the same run: a generator that is the limit makes it fail, not pass.
+    result = generator.run(load, max_cpu=float("inf"))
+    (record,) = result.records
+    if record.failures:
+        raise RuntimeError(f"calls failed: {dict(record.ends)}")
+    p50_ms, p999_ms = record.ms("latency", 0.5), record.ms("latency", 0.999)
+    assert p50_ms is not None
+    assert p999_ms is not None
+    return LoadResult(result.per_s(record), p50_ms * 1e3, p999_ms * 1e3)

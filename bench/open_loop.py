@@ -9,7 +9,6 @@ process itself was late, it reports nothing and exits with 75, "try again".
 """
 
 import asyncio
-import ctypes
 import gc
 import itertools
 import json
@@ -17,9 +16,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +26,8 @@ import uvloop
 
 from bench import heavy_model
 from client import Client, PredictionError, RetryPolicy
+from client.load.pacing import send_on_time
 from client.stream import MAX_IN_FLIGHT
-
-T = TypeVar("T")
 
 RESULT = "RESULT"
 UNFINISHED = "unfinished"
@@ -138,58 +136,6 @@ def capacity(target: str, seconds: float, *, refused_per_s: float = 0.0, seed: i
         flows.append(Flow("real_time_trading", 10.0, refused_per_s, clients=2, model="nobody"))
     result = offer(target, flows, warm_up_s + seconds, seed=seed)[0]
     return result.in_time(warm_up_s, warm_up_s + seconds) / seconds
-
-
-class Ticker:
-    """Wakes the event loop at an instant, to the microsecond: its own timers round up to a millisecond."""
-
-    _TFD_NONBLOCK = os.O_NONBLOCK
-    _TFD_TIMER_ABSTIME = 1
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = self._libc.timerfd_create(time.CLOCK_MONOTONIC, self._TFD_NONBLOCK)
-        if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create")
-        self._wake = wake
-        asyncio.get_running_loop().add_reader(self._fd, self._ticked)
-
-    def at(self, instant_s: float) -> None:
-        """Calls `wake` once then, CLOCK_MONOTONIC; at once when that is over."""
-        seconds, nanos = divmod(max(1, int(instant_s * 1e9)), 1_000_000_000)
-        # struct itimerspec: interval, then value; seconds and nanoseconds each.
-        spec = (ctypes.c_long * 4)(0, 0, seconds, nanos)
-        if self._libc.timerfd_settime(self._fd, self._TFD_TIMER_ABSTIME, spec, None):
-            raise OSError(ctypes.get_errno(), "timerfd_settime")
-
-    def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._fd)
-        os.close(self._fd)
-
-    def _ticked(self) -> None:
-        os.read(self._fd, 8)
-        self._wake()
-
-
-async def send_on_time(upcoming: Iterator[tuple[float, T]], send: Callable[[float, T], None]) -> None:
-    """Calls `send` at each instant, time.monotonic() seconds, ascending; returns after the last."""
-    due = next(upcoming, None)
-    all_sent = asyncio.Event()
-
-    def send_due() -> None:
-        nonlocal due
-        while due is not None and due[0] <= time.monotonic():
-            send(*due)
-            due = next(upcoming, None)
-        if due is None:
-            all_sent.set()
-        else:
-            ticker.at(due[0])
-
-    ticker = Ticker(send_due)
-    send_due()
-    await all_sent.wait()
-    ticker.close()
 
 
 class Sender:

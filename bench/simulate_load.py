@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import uvloop
 
-from bench.open_loop import send_on_time
 from client import Client, RetryPolicy
+from client.load.pacing import send_on_time
 
 IN_FLIGHT = 32
 # Of `simulate_model`, which would load torch.

@@ -26,7 +26,7 @@ def test_throughput(gate: Gate, server: ServerProcess, mode: str) -> None:
     best = None
     for _ in range(ROUNDS):
         floor = measure(0.5, (16, 32)).best_windows_per_s
-        served = load.run(server.target, mode, 64, 4000).calls_per_s
+        served = load.run(server.target, mode, 64, 2.0).calls_per_s
         verdict = Verdict(
             f"{mode}, 64 in flight", served, floor, "windows/s", THROUGHPUT_BARS[mode], higher_is_better=True
         )
@@ -41,7 +41,7 @@ def test_unloaded_latency(gate: Gate, server: ServerProcess, mode: str) -> None:
     best = None
     for _ in range(ROUNDS):
         floor = measure(0.5, (1,)).p50_us[1]
-        served = load.run(server.target, mode, 1, 800).p50_us
+        served = load.run(server.target, mode, 1, 1.0).p50_us
         verdict = Verdict(f"{mode}, 1 in flight, p50", served, floor, "us", LATENCY_BARS[mode], False)
         best = verdict if best is None or verdict.ratio < best.ratio else best
     assert best is not None
@@ -52,7 +52,7 @@ def test_tail(gate: Gate, server: ServerProcess) -> None:
     """32 unary calls in flight: how far the tail is from the middle."""
     best = None
     for _ in range(ROUNDS):
-        result = load.run(server.target, "unary", 32, 4000)
+        result = load.run(server.target, "unary", 32, 2.0)
         verdict = Verdict(
             "unary, 32 in flight, p99.9 over p50", result.p999_us, result.p50_us, "us", TAIL_BAR, False
         )

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from client import cli_admin, cli_status
+from client import cli_admin, cli_bench, cli_status
 from client.channel import DEFAULT_TARGET
 from client.cli_input import BadInput, Source, arrays_for, read_sources
 from client.cli_options import (
@@ -43,6 +43,7 @@ from client.cli_output import (
 )
 from client.client import Client
 from client.errors import PredictionError
+from client.load.errors import LoadFailed
 from client.model_info import ModelInfo
 from client.new_token import NewRole, new_token
 from client.stream import MAX_IN_FLIGHT
@@ -57,6 +58,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_admin.app, name="admin")
+app.add_typer(cli_bench.app, name="bench")
 
 
 @app.command(
@@ -250,7 +252,7 @@ def run(arguments: Sequence[str]) -> int:
     except BadInput as error:
         _complain(str(error))
         return MISUSED
-    except PredictionError as error:
+    except (PredictionError, LoadFailed) as error:
         _complain(str(error))
         return FAILED
     except Exception as error:  # our bug; a shell script still gets one line and an exit code

@@ -22,7 +22,7 @@ PACKAGES = ("server", "client", "scheduler", "tickring")
 APART = {"tritonclient"}
 # Folder -> the extras that its imports may come from, beside the plain dependencies.
 EXTRAS = {
-    "client": set[str](),
+    "client": {"bench"},
     "scheduler": {"server", "gpu", "onnx"},
     "server": {"server", "gpu", "calendar"},
     "examples": {"server", "demo"},
@@ -139,13 +139,13 @@ def test_wheel_has_what_an_installed_server_needs_and_no_more(tmp_path: Path) ->
     assert len([file for file in files if re.fullmatch(r"scheduler/_ring\..*\.so", file)]) == 1
     assert {f"server/bundled_models/{file}" for file in files_below(ROOT / "models")} <= files
     assert {f"server/profiles/{file}" for file in files_below(ROOT / "server" / "profiles")} <= files
-    assert "server/page/index.html" in files
+    assert {"server/page/index.html", "client/load/page.css"} <= files
     assert {f"{package}/py.typed" for package in PACKAGES} <= files
     assert {"scheduler/_ring.pyi", "tickring/v1/inference_pb2.pyi"} <= files
     ours = {file for file in files if ".dist-info/" not in file}
     assert {file.split("/")[0] for file in ours} == set(PACKAGES)
     kinds = {Path(file).suffix for file in ours if "/bundled_models/" not in file}
-    assert kinds == {".html", ".py", ".pyi", ".so", ".toml", ".typed"}
+    assert kinds == {".css", ".html", ".py", ".pyi", ".so", ".toml", ".typed"}
     assert default_model(installed) == "sp500_direction"
 
 
