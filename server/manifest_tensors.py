@@ -9,6 +9,8 @@ from scheduler.signature import DYNAMIC, DataType, TensorSpec
 
 NAME_ALLOWED = "must be letters, digits, _ . or -, the first no . or -"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+# No row is so large; and of more digits nobody wants to read.
+MAX_SIZE = 2**31 - 1
 _KEYS = ("name", "data_type", "shape", "max_shape")
 # An output has what shape the model gives it, down to nothing.
 _INPUT_KEYS = (*_KEYS, "min_shape")
@@ -94,7 +96,7 @@ def _tensor(where: str, entry: object, problems: Problems, *, is_input: bool) ->
         entry,
         f"{where}.shape",
         _is_shape,
-        f"must be a list of positive sizes, or {DYNAMIC} for a dynamic one, without the batch",
+        f"must be a list of sizes from 1 to {MAX_SIZE}, or {DYNAMIC} for a dynamic one, without the batch",
     )
     if shape is None:
         return None
@@ -143,7 +145,7 @@ def _is_data_type(value: object) -> bool:
 
 def _is_shape(value: object) -> bool:
     return isinstance(value, list) and all(
-        type(size) is int and (size > 0 or size == DYNAMIC) for size in value
+        type(size) is int and (0 < size <= MAX_SIZE or size == DYNAMIC) for size in value
     )
 
 
@@ -152,6 +154,6 @@ def _bounds_of(value: object, shape: list[int]) -> TypeGuard[list[int]]:
     return (
         isinstance(value, list)
         and len(value) == len(shape)
-        and all(type(size) is int and size > 0 for size in value)
+        and all(type(size) is int and 0 < size <= MAX_SIZE for size in value)
         and all(own in (DYNAMIC, size) for own, size in zip(shape, value, strict=True))
     )

@@ -299,7 +299,8 @@ class _ManifestReader:
         except OSError as error:
             self.problems.append(f"{self._path}: must be a readable file: {error.strerror}")
             return None
-        except ValueError as error:  # tomllib's own, or bytes that are no UTF-8
+        # tomllib's own, bytes that are no UTF-8; brackets in very many brackets
+        except (ValueError, RecursionError) as error:
             self.problems.append(f"{self._path}: must be TOML: {error}")
             return None
         self._check_keys("", data, _TOP_KEYS)

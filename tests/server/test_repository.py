@@ -216,7 +216,7 @@ def test_a_default_priority_by_any_of_its_names(model: Path, priority: str) -> N
 TYPES = "BOOL, UINT8, INT8, INT16, INT32, INT64, FP16, FP32, FP64"
 NAMES = "must be letters, digits, _ . or -, the first no . or -"
 TENSOR_KEYS = "name, data_type, shape, max_shape, min_shape"
-SIZES = "must be a list of positive sizes, or -1 for a dynamic one, without the batch"
+SIZES = "must be a list of sizes from 1 to 2147483647, or -1 for a dynamic one, without the batch"
 HEX = "must be 64 lower-case hexadecimal digits"
 TOP_KEYS = (
     "name, description, format, precision, finite_inputs, finite_outputs, inputs, outputs, "
