@@ -1,24 +1,41 @@
 """The table that `make bench` ends with: measured, floor, ratio, bar, verdict."""
 
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from bench.bare_model import BareModel, measure
 from bench.server_process import ServerProcess
 
+BUDGETS = Path(__file__).with_name("budgets.toml")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a part may cost beside its floor, from `budgets.toml`, which says why."""
+
+    title: str
+    unit: str
+    bar: float
+    why: str
+    at_least: bool = False
+
+
+def budgets() -> dict[str, Budget]:
+    """By name. Raises TypeError for an entry that lacks something or has something else."""
+    return {name: Budget(**entry) for name, entry in tomllib.loads(BUDGETS.read_text()).items()}
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """One gate. `ratio` is measured over floor, both from this run; `unit` is of both."""
+    """One gate. `ratio` is measured over floor, both from this run and in the budget's unit."""
 
-    name: str
+    budget: Budget
     measured: float
     floor: float
-    unit: str
-    bar: float
-    higher_is_better: bool
 
     @property
     def ratio(self) -> float:
@@ -26,14 +43,15 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        return self.ratio >= self.bar if self.higher_is_better else self.ratio <= self.bar
+        return self.ratio >= self.budget.bar if self.budget.at_least else self.ratio <= self.budget.bar
 
     def row(self) -> str:
-        sign = "≥" if self.higher_is_better else "≤"
+        budget = self.budget
+        sign = "≥" if budget.at_least else "≤"
         word = "ok" if self.holds else "TOO SLOW"
         return (
-            f"{self.name:<46} {self.measured:>10.2f} {self.floor:>10.2f} {self.unit:<10} "
-            f"{self.ratio:>6.2f} {sign} {self.bar:<6.2f} {word}"
+            f"{budget.title:<46} {self.measured:>10.2f} {self.floor:>10.2f} {budget.unit:<10} "
+            f"{self.ratio:>6.2f} {sign} {budget.bar:<6.2f} {word}"
         )
 
 
@@ -41,10 +59,17 @@ class Gate:
     """Collects verdicts and fails the test whose bar does not hold."""
 
     verdicts: tuple[Verdict, ...] = ()
+    budgets = budgets()
 
-    def check(self, verdict: Verdict) -> None:
-        Gate.verdicts += (verdict,)
-        assert verdict.holds, verdict.row()
+    def check(self, name: str, *rounds: tuple[float, float]) -> None:
+        """Judges the best of the rounds, each (measured, floor): a slower build is slower in all of them, a
+        noisy neighbour only in some.
+        """
+        budget = self.budgets[name]
+        found = [Verdict(budget, measured, floor) for measured, floor in rounds]
+        best = (max if budget.at_least else min)(found, key=lambda verdict: verdict.ratio)
+        Gate.verdicts += (best,)
+        assert best.holds, best.row()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ class LoadResult:
 
     calls_per_s: float
     p50_us: float
+    p99_us: float
     p999_us: float
 
 
@@ -42,7 +43,5 @@ def run(target: str, mode: str, in_flight: int, seconds: float) -> LoadResult:
     (record,) = result.records
     if record.failures:
         raise RuntimeError(f"calls failed: {dict(record.ends)}")
-    p50_ms, p999_ms = record.ms("latency", 0.5), record.ms("latency", 0.999)
-    assert p50_ms is not None
-    assert p999_ms is not None
-    return LoadResult(result.per_s(record), p50_ms * 1e3, p999_ms * 1e3)
+    p50, p99, p999 = (1e3 * (record.ms("latency", part) or float("nan")) for part in (0.5, 0.99, 0.999))
+    return LoadResult(result.per_s(record), p50, p99, p999)
