@@ -61,13 +61,17 @@ class Gate:
     verdicts: tuple[Verdict, ...] = ()
     budgets = budgets()
 
-    def check(self, name: str, *rounds: tuple[float, float]) -> None:
-        """Judges the best of the rounds, each (measured, floor): a slower build is slower in all of them, a
-        noisy neighbour only in some.
+    def judge(self, name: str, *rounds: tuple[float, float]) -> Verdict:
+        """The best of the rounds, each (measured, floor): a slower build is slower in all of them, a noisy
+        neighbour only in some.
         """
         budget = self.budgets[name]
         found = [Verdict(budget, measured, floor) for measured, floor in rounds]
-        best = (max if budget.at_least else min)(found, key=lambda verdict: verdict.ratio)
+        return (max if budget.at_least else min)(found, key=lambda verdict: verdict.ratio)
+
+    def check(self, name: str, *rounds: tuple[float, float]) -> None:
+        """Judges, and fails the test where the budget does not hold."""
+        best = self.judge(name, *rounds)
         Gate.verdicts += (best,)
         assert best.holds, best.row()
 
