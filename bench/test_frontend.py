@@ -12,8 +12,7 @@ ROUNDS = 3
 
 def test_one_request(gate: Gate) -> None:
     """In and out of a front end, everything but gRPC."""
-    raw = raw_request()
-    path = FrontendPath()
+    raw, path = raw_request(), FrontendPath()
     gate.check("frontend_request", *((path.median_us(raw), floor_us(raw)) for _ in range(ROUNDS)))
     assert path.answers == CALLS * ROUNDS
     path.close()
