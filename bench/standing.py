@@ -88,7 +88,8 @@ def render(told: dict[str, Any]) -> str:
     context = told["context"]
     lines = [
         f"{context['started_at'][:10]}, {context['cores']} cores of {context['cpu']}, "
-        f"commit {context['commit']}; medians of {told['rounds']} rounds, in brackets the smallest and the largest. The bare model did "
+        f"commit {context['commit']}; medians of {told['rounds']} rounds, in brackets the smallest and the "
+        f"largest. The bare model did "
         f"{_spread([row.floor_per_s for row in rows], '.0f')} windows/s and took "
         f"{_spread([row.bare_us for row in rows], '.0f')} us for one window.",
         "",
