@@ -53,6 +53,10 @@ class Submission:
     executions: float = 0.0
 
 
+def _nothing() -> None:
+    pass
+
+
 class Partition:
     """The slots of one front end. Not thread-safe: it belongs to the event loop."""
 
@@ -76,6 +80,14 @@ class Partition:
         self.outstanding = [0] * _ring.CLASSES
         self.outstanding_by_lane = [0] * (arena.native.models * _ring.CLASSES)
         self._held_by_lane = [0] * (arena.native.models * _ring.CLASSES)
+        # Heard when items have gone to an engine, and when some have come back.
+        self.on_push: Callable[[], None] = _nothing
+        self.on_ended: Callable[[], None] = _nothing
+
+    @property
+    def rows_out(self) -> int:
+        """Items that have slots and have not ended."""
+        return sum(self.outstanding)
 
     @property
     def free_slots(self) -> int:
@@ -139,6 +151,7 @@ class Partition:
             exclusive,
         )
         assert pushed, "a lane has room for every slot of its front end"
+        self.on_push()
 
     def hold(self, submission: Submission, rows: int) -> None:
         """Tells whoever watches that so many rows more are reserved and held back; negative: fewer."""
@@ -214,6 +227,8 @@ class Partition:
             submission.remaining -= 1
             if submission.remaining == 0:
                 submission.on_end(submission)
+        if completions:
+            self.on_ended()
         return len(completions)
 
     def woken(self) -> None:
@@ -221,6 +236,10 @@ class Partition:
         self._port.woken()
         self.drain()
         self.sleep()
+
+    def stay_awake(self) -> None:
+        """Takes the promise to wait at the eventfd back: engines write to it no more. Then `drain` often."""
+        self._port.woken()
 
     def sleep(self) -> None:
         """Promises the engines to wait at the eventfd; drains until that promise can be given."""

@@ -35,7 +35,8 @@ from server.rpc.kserve_repository import RepositoryChanges
 from server.rpc.trial import try_models
 from server.served import model_limits, served
 from server.settings import Settings
-from server.sizing import bulk_quantum_ns, frontends
+from server.sizing import bulk_quantum_ns, frontend_spin_ns, frontends
+from server.spinning import Spin
 from server.telemetry import logs
 from server.telemetry.counting import RequestCounts
 from server.telemetry.storms import StormLog
@@ -146,6 +147,9 @@ class Frontend:
             settings.server.max_in_flight_per_stream,
             RepositoryChanges(self._ask, settings, self._access.caller_of),
         )
+        self._spin = Spin(self._partition, self._deliver)
+        self._spin.limit_ns = frontend_spin_ns(settings)
+        self._partition.on_push, self._partition.on_ended = self._spin.pushed, self._spin.ended
         loop.add_reader(eventfd, self._woken)
         letting_in = asyncio.create_task(self._let_in())
         self._woken()
@@ -207,7 +211,7 @@ class Frontend:
     def _woken(self) -> None:
         self._deliver(self._partition.woken)
 
-    def _deliver(self, completed: Callable[[], None]) -> None:
+    def _deliver(self, completed: Callable[[], object]) -> None:
         try:
             completed()
             self._entrance.let_in(_ring.now_ns())
@@ -264,6 +268,7 @@ class Frontend:
         self._access.cancels.per_s = settings.server.max_cancels_per_s
         in_flight = settings.server.max_in_flight_per_stream
         self._inference.change(in_flight)
+        self._spin.limit_ns = frontend_spin_ns(settings)
         self._kserve.change(settings.telemetry, instance_groups(settings, len(message["engines"])), in_flight)
         self._desk.move_in({seat.place: seat.number for seat in lineup.seats})
         self._desk.change(

@@ -79,6 +79,16 @@ def engine_sizes(settings: Settings, device: str) -> EngineSizes:
     return EngineSizes(device, wanted - reserved, reserved, spares, threads, spin_us * 1000)
 
 
+def frontend_spin_ns(settings: Settings) -> int:
+    """How long front ends look for answers before they sleep; see `spinning`."""
+    spin = settings.scheduler.spin_us
+    if spin == "auto":
+        # A core for each of those that would spin; two were enough on every load that was tried.
+        sharing = len(settings.executor.device.split(","))
+        spin = SPIN_AUTO_US if cores() >= frontends(settings) + sharing else 0
+    return spin * 1000
+
+
 def batch_plans(settings: Settings, lineup: Lineup, places: int) -> list[BatchPlan]:
     """By place; nobody ever asks for those of places without a model."""
     nothing = BatchPlan(buckets=(1,), max_wait_ns=(0,) * CLASS_COUNT, budget_ns=None)

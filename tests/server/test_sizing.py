@@ -17,6 +17,7 @@ from server.sizing import (
     batch_plan,
     bulk_quantum_ns,
     engine_sizes,
+    frontend_spin_ns,
     frontends,
 )
 
@@ -199,3 +200,17 @@ def test_manifest_overrides_the_settings(manifest: Manifest) -> None:
     assert (plan.buckets, plan.budget_ns, plan.quantum_ns) == ((1, 3), 7 * MS, 100 * MS)
     assert plan.urgent == batch_plan(settings(), manifest).urgent
     assert bulk_quantum_ns(settings()) == 10 * MS
+
+
+@pytest.mark.parametrize(
+    ("cores", "device", "spins"),
+    [(1, "cpu", False), (2, "cpu", True), (2, "cpu,cpu", False), (4, "cuda:0", True)],
+)
+def test_front_ends_look_for_answers_where_each_has_a_core(
+    on_cores: Callable[[int], None], cores: int, device: str, spins: bool
+) -> None:
+    """Unless they are told how long, or not at all."""
+    on_cores(cores)
+    assert frontend_spin_ns(settings(executor={"device": device})) == (SPIN_NS if spins else 0)
+    assert frontend_spin_ns(settings(executor={"device": device}, scheduler={"spin_us": 7})) == 7000
+    assert frontend_spin_ns(settings(scheduler={"spin_us": 0})) == 0
