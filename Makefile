@@ -10,6 +10,8 @@ INSTALLED := $(VENV)/.installed
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 # Without the native tests, which are compiled by pytest.
 NATIVE := $(filter-out scheduler/native/ring_test%,$(wildcard scheduler/native/*.?pp))
+# Of the tests, side by side: many wait for processes to start.
+JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -26,8 +28,8 @@ demo: setup ## start the server, replay 20 years of S&P 500 history through it, 
 serve: setup ## run the server in the foreground; ARGS="--grpc-port 9001" adds options
 	$(BIN)/tickring-server $(ARGS)
 
-test: setup ## run the tests; ARGS="-m 'not slow'" adds options
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## run the tests; ARGS="-m 'not slow'" adds options, JOBS=1 runs one after the other
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: setup ## look at format, lint, types and dead code; changes nothing
 	$(BIN)/ruff format --check

@@ -242,8 +242,8 @@ class SchedulerTable(_Table):
     """How batches are formed. `buckets` empty: the powers of two up to `max_batch_size`.
 
     `early_refusal`: refuse at the door, or drop from the queue, what cannot be done by its deadline any more,
-    and bulk that would delay urgent work. `spin_us`: how long engines and front ends look for work and answers
-    before they sleep; 0: not at all.
+    and bulk that would delay urgent work. `spin_us`: how long engines and front ends look for work or
+    answers before they sleep; 0: not at all.
     """
 
     max_batch_size: Annotated[Whole, Field(ge=1, le=MAX_BATCH_SIZE)] = 64

@@ -393,11 +393,11 @@ def test_probes_are_in_clear_text(mutual: Guarded) -> None:
 # -- start ----------------------------------------------------------------------------------------
 
 
-def test_server_does_not_start_with_a_bad_certificate(authority: Authority, tmp_path: Path) -> None:
+def test_server_does_not_start_with_a_bad_certificate(authority: Authority, short_path: Path) -> None:
     """One line that says which file, and what is wrong; exit code 2."""
     pair, other = authority.sign("one"), authority.sign("two")
     old = authority.sign("old", from_days=-3, to_days=-1)
-    none = tmp_path / "none.pem"
+    none = short_path / "none.pem"
     for cert, key, line in (
         (none, pair.key, f"tls.cert = {none}: must be a readable file: No such file or directory"),
         (pair.cert, other.key, f"tls.key = {other.key}: must be the key of tls.cert"),

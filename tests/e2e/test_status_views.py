@@ -103,6 +103,8 @@ def test_front_end_that_stands_still_is_unhealthy(guarded: Service) -> None:
             found = deep(guarded)[1]
         assert found["reasons"] == ["frontend-1 has not answered"]
         assert [each["frontend"] for each in found["predictions"]] == ["frontend-0"]
+    while deep(guarded)[1]["state"] == "unhealthy":
+        pass
 
 
 def test_live_and_slo_are_json_of_the_service(guarded: Service) -> None:

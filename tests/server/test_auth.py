@@ -266,9 +266,9 @@ ROLES = "tokens.a.roles must be a list of predict, observe, admin"
         ),
     ],
 )
-def test_mistake_in_the_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_mistake_in_the_file_is_one_line(short_path: Path, text: str, said: str) -> None:
     """Which never repeats a value: somebody may have written a token itself into the file."""
-    path = tmp_path / "tokens.toml"
+    path = short_path / "tokens.toml"
     path.write_text(text)
     with pytest.raises(SettingsError) as raised:
         read_tokens(path)

@@ -20,9 +20,9 @@ Load = Callable[..., Configuration]
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(short_path: Path) -> Path:
     """An empty one."""
-    path = tmp_path / "tickring.toml"
+    path = short_path / "tickring.toml"
     path.touch()
     return path
 

@@ -24,10 +24,10 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-def good(authority: Authority, tmp_path: Path) -> Pair:
+def good(authority: Authority, short_path: Path) -> Pair:
     """Files of this test's own, which it may change."""
-    pair = Pair(tmp_path / "server.pem", tmp_path / "server.key")
-    authority.sign(tmp_path.name).move_to(pair)
+    pair = Pair(short_path / "server.pem", short_path / "server.key")
+    authority.sign(short_path.name).move_to(pair)
     return pair
 
 
@@ -75,10 +75,10 @@ def test_certificate_with_those_above_it(good: Pair, authority: Authority) -> No
     ],
 )
 def test_file_that_cannot_be_served_is_named(
-    good: Pair, tmp_path: Path, setting: str, broken: Callable[[Path], object], said: str
+    good: Pair, short_path: Path, setting: str, broken: Callable[[Path], object], said: str
 ) -> None:
     """With its setting, its path, and what it must be."""
-    client_ca = tmp_path / "clients.pem"
+    client_ca = short_path / "clients.pem"
     client_ca.write_bytes(good.cert.read_bytes())
     path = {"cert": good.cert, "key": good.key, "client_ca": client_ca}[setting]
     broken(path)
