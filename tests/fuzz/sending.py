@@ -16,6 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its C part
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionResponse
 
 from tests.e2e.calls import DETAILS_TRAILER, OWN_CONNECTION
@@ -219,8 +220,9 @@ def _cancel_later(plan: Plan, call: Any) -> asyncio.TimerHandle | None:
 
 
 async def _write(call: Any, messages: Sequence[bytes]) -> None:
-    # The reader learns how the RPC ended.
-    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+    # The reader learns how the RPC ended. Of one that ends while it is half-closed, gRPC raises an error
+    # of its own.
+    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, cygrpc.ExecuteBatchError):
         for message in messages:
             await call.write(message)
         await call.done_writing()
