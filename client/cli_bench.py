@@ -360,7 +360,6 @@ def _session(scenario: str, common: Common, told: Mapping[str, Any]) -> "Session
     arguments = {**told, **{name: value for name, value in asdict(common).items() if name not in hidden}}
     options = Options(
         server=_server(common),
-        base=_base(common),
         inputs=common.inputs or [],
         outputs=common.outputs or [],
         processes=common.processes,

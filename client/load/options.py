@@ -39,15 +39,12 @@ class Options:
     """Of a whole scenario. `inputs` are `NAME=FILE` or `FILE`; none: numbers are drawn."""
 
     server: Server
-    base: FlowSpec
     inputs: Sequence[str] = ()
     outputs: Sequence[str] = ()
     processes: int = 1
-    seconds: float = 10.0
     warm_up_s: float = 1.0
     seed: int = 0
     max_lag_ms: float = 10.0
-    objectives: Mapping[str, float] | None = None
     admin_target: str | None = None
     allow_clear_text: bool = False
     folder: Path | None = None
