@@ -62,12 +62,12 @@ class Gate:
     budgets = budgets()
 
     def judge(self, name: str, *rounds: tuple[float, float]) -> Verdict:
-        """The best of the rounds, each (measured, floor): a slower build is slower in all of them, a noisy
-        neighbour only in some.
+        """The best figure beside the best floor of the rounds, each (measured, floor): a slower build is
+        slower in all of them, a noisy neighbour disturbs some, of either.
         """
         budget = self.budgets[name]
-        found = [Verdict(budget, measured, floor) for measured, floor in rounds]
-        return (max if budget.at_least else min)(found, key=lambda verdict: verdict.ratio)
+        best = max if budget.at_least else min
+        return Verdict(budget, *(best(figures) for figures in zip(*rounds, strict=True)))
 
     def check(self, name: str, *rounds: tuple[float, float]) -> None:
         """Judges, and fails the test where the budget does not hold."""
