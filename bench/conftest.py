@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.bare_model import BareModel, measure
 from bench.server_process import ServerProcess
 
 BUDGETS = Path(__file__).with_name("budgets.toml")
@@ -85,12 +84,6 @@ def gate() -> Gate:
 def server() -> Iterator[ServerProcess]:
     with ServerProcess() as process:
         yield process
-
-
-@pytest.fixture
-def bare_model() -> BareModel:
-    """Measured anew for every gate that uses it: the machine is not the same from minute to minute."""
-    return measure()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

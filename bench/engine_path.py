@@ -3,10 +3,11 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from bench.timing import median_us
 from scheduler import _ring
 from scheduler.arena import Arena, Dimensions
 from scheduler.clock import MonotonicClock
@@ -87,13 +88,4 @@ def copy_floor_us(arena: Arena) -> float:
         np.copyto(staged, arena.input_rows[:BATCH])
         np.copyto(arena.output_rows[:BATCH], made)
 
-    return statistics.median(_times(copy)) / BATCH * 1e6
-
-
-def _times(work: Callable[[], None]) -> list[float]:
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return times
+    return median_us(copy, ROUNDS) / BATCH

@@ -3,10 +3,10 @@
 import os
 import statistics
 import time
-from collections.abc import Callable
 
 import numpy as np
 
+from bench.timing import median_us
 from scheduler import _ring
 from scheduler.arena import Arena, Dimensions
 from scheduler.engines import Engines
@@ -140,17 +140,7 @@ def floor_us(raw: bytes) -> float:
             ],
         ).SerializeToString()
 
-    return median_us(work)
-
-
-def median_us(work: Callable[[], None]) -> float:
-    """Of one call."""
-    times = []
-    for _ in range(CALLS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times) * 1e6
+    return median_us(work, CALLS)
 
 
 def copy_us() -> tuple[float, float]:
@@ -165,7 +155,7 @@ def copy_us() -> tuple[float, float]:
     def copy() -> None:
         slab[:] = data
 
-    written = median_us(lambda: partition.write_input(submission, 0, len(data), data))
+    written = median_us(lambda: partition.write_input(submission, 0, len(data), data), CALLS)
     for fd in fds:
         os.close(fd)
-    return written, median_us(copy)
+    return written, median_us(copy, CALLS)

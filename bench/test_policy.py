@@ -1,12 +1,11 @@
 """What one decision costs: the policy alone, with every class of three models queued."""
 
 import statistics
-import time
-from collections.abc import Callable
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.conftest import Gate
+from bench.timing import median_us
 from scheduler.latency import LearnedLatency
 from scheduler.policy import BatchPlan, ClassBacklog, Dispatch, decide
 
@@ -39,14 +38,6 @@ def test_decision(gate: Gate, benchmark: BenchmarkFixture) -> None:
 
     benchmark(decision)
     assert benchmark.stats is not None
-    gate.check("policy_decision", (statistics.median(benchmark.stats.stats.data) * 1e6, median_us(one_pass)))
-
-
-def median_us(work: Callable[[], None]) -> float:
-    """Of one call."""
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times) * 1e6
+    gate.check(
+        "policy_decision", (statistics.median(benchmark.stats.stats.data) * 1e6, median_us(one_pass, ROUNDS))
+    )

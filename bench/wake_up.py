@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -39,10 +40,7 @@ def _pushes_s(lose: bool) -> list[float]:
 
     thread = threading.Thread(target=engine)
     thread.start()
-    for number in range(ROUNDS):
-        while len(times) < number:
-            time.sleep(PAUSE_S)
-        time.sleep(PAUSE_S)
+    for _ in _once_noticed(times):
         partition.drain()
         submission = partition.reserve(1, 0, 0, partition.release)
         now_ns = _ring.now_ns()
@@ -72,12 +70,18 @@ def _writes_s() -> list[float]:
 
     thread = threading.Thread(target=reader)
     thread.start()
-    for number in range(ROUNDS):
-        while len(times) < number:
-            time.sleep(PAUSE_S)
-        time.sleep(PAUSE_S)
+    for _ in _once_noticed(times):
         written_s[0] = time.monotonic()
         os.eventfd_write(fd, 1)
     thread.join()
     os.close(fd)
     return times
+
+
+def _once_noticed(times: list[float]) -> Iterator[None]:
+    """For each round, once that before it has been noticed and the other side has had time to fall asleep."""
+    for number in range(ROUNDS):
+        while len(times) < number:
+            time.sleep(PAUSE_S)
+        time.sleep(PAUSE_S)
+        yield

@@ -89,7 +89,7 @@ def set_(
     as_json: Json = False,
 ) -> None:
     """Change settings, all of them or none."""
-    updates = _updates(assignments or [], unset or [])
+    updates = updates_of(assignments or [], unset or [])
     client = open_admin_client(target, tls, tls_ca, tls_cert, tls_key, token, allow_clear_text)
     change = asyncio.run(_update(client, updates, expect_version, check, timeout or CHANGE_TIMEOUT_S))
     if as_json:
@@ -199,7 +199,8 @@ def _is_in(path: str, table: str) -> bool:
     return path == table or path.startswith(f"{table}.")
 
 
-def _updates(assignments: Iterable[str], unset: Iterable[str]) -> dict[str, str | None]:
+def updates_of(assignments: Iterable[str], unset: Iterable[str] = ()) -> dict[str, str | None]:
+    """New values by path, None for those that are taken back. Raises `typer.BadParameter`."""
     updates: dict[str, str | None] = {}
     given: list[tuple[str, str | None]] = []
     for text in assignments:

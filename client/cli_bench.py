@@ -7,12 +7,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from client.channel import DEFAULT_TARGET
+from client.cli_admin import updates_of
 from client.cli_options import (
     ClearText,
     Json,
@@ -26,6 +28,7 @@ from client.cli_options import (
     TlsKey,
     Token,
     Version,
+    open_admin_client,
     open_client,
 )
 from client.errors import PredictionError
@@ -233,6 +236,7 @@ def compare(
     One of --bypass, --other and --set says what the other side is. A closed loop unless --rate is given.
     """
     from client.load import comparing  # heavy
+    from client.load.compare import compare as compare_sides
 
     if (bypass, bool(other), bool(settings)).count(True) != 1:
         raise typer.BadParameter("needed is one of them", param_hint="--bypass, --other, --set")
@@ -256,8 +260,8 @@ def compare(
             session, spec, common.seconds, replace(_server(common), target=other)
         )
     else:
-        sides = comparing.against_settings(session, spec, common.seconds, _assignments(settings or []))
-    _finish(session, lambda: comparing.tell(session, *sides, rounds))
+        sides = comparing.against_settings(session, spec, common.seconds, updates_of(settings or []))
+    _finish(session, lambda: compare_sides(session.report, *sides, rounds))
 
 
 @app.command(epilog="Example: tickring bench mixed --rate 150 --bulk-in-flight 256 --slo p99_ms=100")
@@ -267,7 +271,7 @@ def mixed(
     rate: Rate = "150",
     bulk_rate: MaybeRate = None,
     bulk_in_flight: InFlight = 256,
-    bulk_priority: Annotated[str, typer.Option(metavar="CLASS", help="Of bulk.")] = "background_tasks",
+    bulk_priority: Priority = "background_tasks",
     bulk_rows: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Of each request of bulk.")] = 1,
 ) -> None:
     """Urgent calls alone, and then beside bulk: what does it cost them, and does bulk get on?"""
@@ -286,10 +290,11 @@ def mixed(
         priority=common.priority or "real_time_trading",
         arrivals=_arrivals(rate),
     )
-    bulk = replace(_base(common), name="bulk", priority=_checked(bulk_priority), rows=bulk_rows)
-    bulk = (
-        replace(bulk, arrivals=_arrivals(bulk_rate)) if bulk_rate else replace(bulk, in_flight=bulk_in_flight)
-    )
+    bulk = replace(_base(common), name="bulk", priority=bulk_priority, rows=bulk_rows)
+    if bulk_rate:
+        bulk = replace(bulk, arrivals=_arrivals(bulk_rate, "--bulk-rate"))
+    else:
+        bulk = replace(bulk, in_flight=bulk_in_flight)
     flows = session.flow(urgent), session.flow(bulk)
     _finish(
         session,
@@ -340,10 +345,8 @@ def _hold(scenario: str, common: Common, told: Mapping[str, Any], specs: list[Fl
     )
 
 
-def _session(scenario: str, common: Common, told: Mapping[str, Any]) -> "Session":
-    # Refuses what cannot be, in the words of the other commands.
-    open_client(
-        common.target,
+def _session(scenario: str, common: Common, own: Mapping[str, Any]) -> "Session":
+    access = (
         common.tls,
         common.tls_ca,
         common.tls_cert,
@@ -351,13 +354,16 @@ def _session(scenario: str, common: Common, told: Mapping[str, Any]) -> "Session
         common.token,
         common.allow_clear_text,
     )
+    client, open_admin = open_client(common.target, *access), None
+    if common.admin_target is not None:
+        open_admin = partial(open_admin_client, common.admin_target, *access)
     try:
         from client.load.session import Session  # heavy, and needs what the extra brings
     except ModuleNotFoundError as error:
         raise typer.BadParameter(f"{_EXTRA} (there is no {error.name})") from None
 
     hidden = {"token", "as_json", "out", "no_files", "admin_target"}
-    arguments = {**told, **{name: value for name, value in asdict(common).items() if name not in hidden}}
+    arguments = {**own, **{name: value for name, value in asdict(common).items() if name not in hidden}}
     options = Options(
         server=_server(common),
         inputs=common.inputs or [],
@@ -366,15 +372,14 @@ def _session(scenario: str, common: Common, told: Mapping[str, Any]) -> "Session
         warm_up_s=common.warm_up,
         seed=common.seed,
         max_lag_ms=common.max_lag,
-        admin_target=common.admin_target,
-        allow_clear_text=common.allow_clear_text,
         folder=None if common.no_files else common.out,
         as_json=common.as_json,
     )
-    return Session(scenario, options, {name: _plain(value) for name, value in arguments.items()})
+    told = {name: _plain(value) for name, value in arguments.items()}
+    return Session(scenario, options, told, client, open_admin)
 
 
-def _finish(session: "Session", scenario: Callable[[], None]) -> None:
+def _finish(session: "Session", scenario: Callable[[], object]) -> None:
     if code := session.finish(scenario):
         raise typer.Exit(code)
 
@@ -415,11 +420,11 @@ def _flows(common: Common, rate: str, flows: list[str] | None) -> list[FlowSpec]
     ]
 
 
-def _arrivals(text: str) -> Arrivals:
+def _arrivals(text: str, option: str = "--rate") -> Arrivals:
     try:
         return parse_arrivals(text)
     except BadArrivals as error:
-        raise typer.BadParameter(str(error), param_hint="--rate") from None
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _objectives(common: Common) -> dict[str, float]:
@@ -430,23 +435,6 @@ def _objectives(common: Common) -> dict[str, float]:
         return {**found, **objectives.parse(common.slo or [])}
     except objectives.BadObjectives as error:
         raise typer.BadParameter(str(error), param_hint="--slo, --slo-file") from None
-
-
-def _assignments(texts: list[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
-    if bad := [text for text, (_, equals, _) in zip(texts, pairs, strict=True) if not equals]:
-        raise typer.BadParameter(f"{bad[0]!r}, allowed is PATH=VALUE", param_hint="--set")
-    return {path: value for path, _, value in pairs}
-
-
-def _checked(priority: str) -> str:
-    from client.priority import parse_priority
-
-    try:
-        parse_priority(priority)
-    except PredictionError as error:
-        raise typer.BadParameter(error.message, param_hint="--bulk-priority") from None
-    return priority
 
 
 def _plain(value: Any) -> Any:

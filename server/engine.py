@@ -62,7 +62,6 @@ def run(boot: Boot, sock: socket.socket) -> None:
     except DeviceLost as error:
         _lost(str(error))
 
-    considerate.done(collector.settle, considerately=boot.considerate)
     control.send(sock, {"type": "warm"})
     message = control.receive(sock)
     if message is None or message["type"] == "stop":
@@ -153,6 +152,7 @@ def _build(boot: Boot, settings: Settings, lineup: Lineup, arena: Arena) -> _Par
     workforce = hire(Workplace(settings, sizes, lineup, arena, dispatcher, clock, stopwatch, max_batch))
     plans = warm_up(workforce, lineup, plans, latency)
     dispatcher.warm(plans)
+    collector.settle()
     return workforce, dispatcher, plans
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from client.load.compare import Side, compare
+from client.load.compare import Side
 from client.load.figures import RunFigures
 from client.load.flows import Server
 from client.load.options import FlowSpec
@@ -32,7 +32,7 @@ def against_server(session: Session, spec: FlowSpec, seconds: float, other: Serv
 
 
 def against_settings(
-    session: Session, spec: FlowSpec, seconds: float, settings: Mapping[str, str]
+    session: Session, spec: FlowSpec, seconds: float, settings: Mapping[str, str | None]
 ) -> tuple[Named, Named]:
     """The server as it is, and with other settings, which are taken back each time."""
     flow = session.flow(spec)
@@ -48,8 +48,3 @@ def against_settings(
         ("as it is", lambda title: session.run(title, [flow], seconds)),
         (", ".join(f"{path}={value}" for path, value in settings.items()), changed),
     )
-
-
-def tell(session: Session, first: Named, second: Named, rounds: int) -> None:
-    """Measures and reports."""
-    compare(session.report, first, second, rounds)

@@ -13,7 +13,7 @@ _PACKAGES = ("tickring", "grpcio", "protobuf", "uvloop", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """`commit` is of the folder the command ran in, with "+" where files were changed; empty outside git."""
+    """`commit` is of the folder the command ran in, marked where files were changed; empty outside git."""
 
     started_at: str
     cpu: str
@@ -56,14 +56,9 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
+    command = ("git", "describe", "--always", "--abbrev=12", "--dirty")
     try:
-        asked = [("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no")]
-        commit, changed = (
-            subprocess.run(
-                ("git", *what), check=True, capture_output=True, text=True, timeout=10
-            ).stdout.strip()
-            for what in asked
-        )
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return commit + ("+" if changed else "")
+    return done.stdout.strip()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from client.client import MAX_TIMEOUT_S
 from client.load.arrivals import Arrivals, parse_arrivals
 from client.load.flows import STREAM, UNARY, Server
 from client.priority import parse_priority
@@ -45,8 +46,6 @@ class Options:
     warm_up_s: float = 1.0
     seed: int = 0
     max_lag_ms: float = 10.0
-    admin_target: str | None = None
-    allow_clear_text: bool = False
     folder: Path | None = None
     as_json: bool = False
 
@@ -88,8 +87,10 @@ def _timed(spec: FlowSpec, value: str, text: str) -> FlowSpec:
         seconds = float(value)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= 86_400:
-        raise BadFlow(f"timeout={value} in flow {text!r}: allowed are seconds, over 0 and up to 86400")
+    if not 0 < seconds <= MAX_TIMEOUT_S:
+        raise BadFlow(
+            f"timeout={value} in flow {text!r}: allowed are seconds, over 0 and up to {MAX_TIMEOUT_S:g}"
+        )
     return replace(spec, timeout_s=seconds)
 
 

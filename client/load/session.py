@@ -25,7 +25,6 @@ from client.load.payloads import drawn, requests
 from client.load.report import Report, print_report, write_json
 from client.model_info import ModelInfo
 from client.priority import parse_priority
-from client.retry import RetryPolicy
 
 DONE, MISSED, INTERRUPTED = 0, 1, 130
 
@@ -37,8 +36,15 @@ class Interrupted(Exception):
 class Session:
     """Offers loads to a server, and keeps the report of it."""
 
-    def __init__(self, scenario: str, options: Options, arguments: Mapping[str, Any]) -> None:
-        """Asks the server for its models, and its settings where there is an admin port.
+    def __init__(
+        self,
+        scenario: str,
+        options: Options,
+        arguments: Mapping[str, Any],
+        client: Client,
+        open_admin: Callable[[], AdminClient] | None,
+    ) -> None:
+        """Asks the server for its models, and its settings where there is an admin port to open.
 
         Raises:
             PredictionError: it does not answer.
@@ -50,8 +56,9 @@ class Session:
         self._sources = read_sources(options.inputs)
         # One loop for all: grpc.aio knows no second one in a process.
         self._runner = asyncio.Runner()
-        self._models = self._runner.run(self._ask_for_models())
-        if options.admin_target is not None:
+        self._open_admin = open_admin
+        self._models = self._runner.run(_models(client))
+        if open_admin is not None:
             found = self._runner.run(self._with_admin(lambda admin: admin.settings()))
             self.report.settings = {setting.path: setting.value for setting in found.settings}
 
@@ -117,7 +124,7 @@ class Session:
         """None takes one back. Raises `PredictionError`."""
         self._runner.run(self._with_admin(lambda admin: admin.update_settings(updates)))
 
-    def finish(self, scenario: Callable[[], None]) -> int:
+    def finish(self, scenario: Callable[[], object]) -> int:
         """Runs it and tells of it; the exit code.
 
         Raises:
@@ -151,18 +158,6 @@ class Session:
         write_page(report, stem.with_suffix(".html"))
         print(f"report: {stem.with_suffix('.html')}, {stem.with_suffix('.json')}", file=sys.stderr)
 
-    async def _ask_for_models(self) -> list[ModelInfo]:
-        server = self._options.server
-        client = Client(
-            server.target,
-            tls=server.files,
-            token=server.token,
-            allow_clear_text=self._options.allow_clear_text,
-            retries=RetryPolicy(attempts=1),
-        )
-        async with client:
-            return await client.models()
-
     def _model(self, name: str) -> ModelInfo:
         for model in self._models:
             if model.name == name or (not name and model.is_default):
@@ -171,13 +166,14 @@ class Session:
         raise BadInput(f"the server has no model {name!r}; it has {names}")
 
     async def _with_admin(self, ask: Callable[[AdminClient], Any]) -> Any:
-        server, target = self._options.server, self._options.admin_target
-        assert target is not None
-        client = AdminClient(
-            target, tls=server.files, token=server.token, allow_clear_text=self._options.allow_clear_text
-        )
-        async with client:
-            return await ask(client)
+        assert self._open_admin is not None
+        async with self._open_admin() as admin:
+            return await ask(admin)
+
+
+async def _models(client: Client) -> list[ModelInfo]:
+    async with client:
+        return await client.models()
 
 
 @contextmanager

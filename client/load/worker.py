@@ -89,8 +89,7 @@ class FlowLoad:
         self._note_idle()
 
     async def close(self) -> None:
-        """Cancels what is still out, which counts as unfinished."""
-        self._stopped = True
+        """Cancels what is still out, which counts as unfinished. After `stop`."""
         for each in self._senders:
             await each.close()
         ended = sum(self.recorder.record.ends.values())
