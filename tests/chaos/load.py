@@ -6,7 +6,8 @@ Commands come as JSON lines on stdin and are answered by one JSON line each, in 
 
     {"do": "start", "allowed": […]}   steady calls begin; what they may end with beside OK
     {"do": "burst", "kind": "…"}      one of `bursts`, while they go on; its account
-    {"do": "recover"}                 waits until every model has answered a call sent after this
+    {"do": "recover"}                 waits until every model has answered a call sent after this, and the mix has
+                                      had an answer too
     {"do": "stop"}                    waits for the end of every steady call; their account
 
 Ends with its stdin.
@@ -87,7 +88,7 @@ class Load:
 
     async def _recover(self) -> None:
         """Over a connection of its own: those of the mix may still have to find their way back."""
-        started_s = time.monotonic()
+        started_s, answered = time.monotonic(), self._account.statuses[mix.OK]
         async with Client(self._target, retries=bursts.NO_RETRIES) as client:
             for model in mix.MODELS:
                 while await self._probe(client, model) != mix.OK:
@@ -95,6 +96,12 @@ class Load:
                         self._account.problem(f"{model} did not answer for {RECOVERY_S:g} s")
                         return
                     await asyncio.sleep(POLL_S)
+        # A mix that ends while all its callers still pause after a failure would not tell whether it ever recovers.
+        while self._account.statuses[mix.OK] == answered:
+            if time.monotonic() > started_s + RECOVERY_S:
+                self._account.problem(f"no steady call was answered for {RECOVERY_S:g} s")
+                return
+            await asyncio.sleep(POLL_S)
 
     async def _probe(self, client: Client, model: str) -> str:
         call = mix.good_call(self._rng, PROBE_TIMEOUT_S)
