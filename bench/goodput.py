@@ -5,7 +5,7 @@
 Goodput is results within their deadline per second, here as a part of capacity: what the same server does
 in a closed loop, and beyond capacity what it does so while it refuses as many calls as there are too many.
 Two servers of one model take turns, one of them without early refusal: it lets in whatever its queues hold.
-A load process offers, in an open loop, 0.5 to 5 times capacity: real-time calls alone, whose deadline is
+The generator offers, in an open loop, 0.5 to 5 times capacity: real-time calls alone, whose deadline is
 short, and all five classes in equal parts with their default deadlines.
 
 Exits with 1 when goodput beyond capacity falls below 95 % of it, or when a class is served worse than a less
@@ -13,9 +13,9 @@ urgent one.
 """
 
 import argparse
-import math
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,20 +26,24 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from bench.heavy_load import capacity, flow, offer
 from bench.heavy_server import serving
-from bench.open_loop import Flow, FlowResult, capacity, offer
 from bench.report import PLOTS, Check, print_checks, print_table
 from bench.server_process import ServerProcess
+from client.load.flows import Flow
+from client.load.generator import LoadResult
 from scheduler.priority import DEFAULT_LIMITS, PriorityClass
 
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 GOODPUT_BAR = 0.95
 # By what part of its calls a class may be served worse than a less urgent one: noise.
 ORDER_BAR = 0.02
-SECONDS = 6.0
+SECONDS = 4.0
 # Queues have found their length by then.
 SETTLED_S = 2.0
-CAPACITY_S = 2.0
+# The machine carries generator and front end as well: five times what the server can do must be little for
+# them, or what is measured is how cores are shared.
+ROW_MS = 4.0
 ADMISSION, NO_ADMISSION = "early refusal", "without"
 VARIANTS = {ADMISSION: {}, NO_ADMISSION: {"TICKRING_SCHEDULER__EARLY_REFUSAL": "false"}}
 MIXES: Mapping[str, tuple[PriorityClass, ...]] = {
@@ -53,20 +57,17 @@ class Point:
     """One mix at one load on one server, all rounds."""
 
     goodput: list[float] = field(default_factory=list)  # parts of capacity
-    offered: dict[str, int] = field(default_factory=dict)  # by class
-    served: dict[str, int] = field(default_factory=dict)  # in time, by class
-    ends: dict[str, int] = field(default_factory=dict)
+    offered: Counter[str] = field(default_factory=Counter)  # by class
+    served: Counter[str] = field(default_factory=Counter)  # in time, by class
+    ends: Counter[str] = field(default_factory=Counter)
 
-    def add(self, results: list[FlowResult], rows_per_s: float) -> None:
+    def add(self, result: LoadResult, rows_per_s: float) -> None:
         """Another round."""
-        in_time = sum(result.in_time(SETTLED_S, SECONDS) for result in results)
-        self.goodput.append(in_time / (SECONDS - SETTLED_S) / rows_per_s)
-        for result in results:
-            name = result.flow.priority
-            self.offered[name] = self.offered.get(name, 0) + result.offered
-            self.served[name] = self.served.get(name, 0) + result.in_time(0, math.inf)
-            for end, count in result.ends.items():
-                self.ends[end] = self.ends.get(end, 0) + count
+        self.goodput.append(sum(map(result.goodput_per_s, result.records)) / rows_per_s)
+        for each, record in zip(result.flows, result.records, strict=True):
+            self.offered[each.name] += record.offered
+            self.served[each.name] += record.in_time
+            self.ends += record.ends
 
     @property
     def mean_goodput(self) -> float:
@@ -74,7 +75,7 @@ class Point:
         return statistics.mean(self.goodput)
 
     def served_part(self, name: str) -> float:
-        """Calls of this class answered in time, as a part of those offered; what waits at the end is not."""
+        """Calls of this class answered in time, as a part of those offered meanwhile."""
         return self.served[name] / self.offered[name]
 
 
@@ -90,15 +91,15 @@ def measure(servers: Mapping[str, ServerProcess], rounds: int) -> Table:
             for load in LOADS:
                 for name, server in servers.items():
                     # Measured anew each time: the machine is not the same from minute to minute.
-                    rows_per_s = capacity(server.target, CAPACITY_S, seed=number)
-                    results = offer(server.target, _flows(members, load * rows_per_s), SECONDS, seed=number)
+                    rows_per_s = capacity(server.target, seed=number)
+                    flows = _flows(members, load * rows_per_s)
+                    result = offer(server.target, flows, SECONDS, seed=number, warm_up_s=SETTLED_S)
                     if load > 1:
                         # What the same server does with as many calls to refuse, all of them nonsense.
-                        rows_per_s = capacity(
-                            server.target, CAPACITY_S, refused_per_s=(load - 1) * rows_per_s, seed=number
-                        )
+                        refused_per_s = (load - 1) * rows_per_s
+                        rows_per_s = capacity(server.target, refused_per_s=refused_per_s, seed=number)
                     point = table.setdefault((name, mix, load), Point())
-                    point.add(results, rows_per_s)
+                    point.add(result, rows_per_s)
                     print(
                         f"round {number + 1}, {mix}, {load:g} x {rows_per_s:.0f} rows/s, {name}: "
                         f"{100 * point.goodput[-1]:.1f} %",
@@ -110,12 +111,7 @@ def measure(servers: Mapping[str, ServerProcess], rounds: int) -> Table:
 
 def _flows(members: tuple[PriorityClass, ...], rate_per_s: float) -> list[Flow]:
     return [
-        Flow(
-            member.label,
-            DEFAULT_LIMITS[member.index].default_timeout_ns / 1e9,
-            rate_per_s / len(members),
-            clients=2,
-        )
+        flow(member, DEFAULT_LIMITS[member.index].default_timeout_ns / 1e9, rate_per_s / len(members))
         for member in members
     ]
 
@@ -198,7 +194,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--plot", type=Path, default=PLOTS / "goodput.png")
     arguments = parser.parse_args()
-    with serving(VARIANTS) as servers:
+    with serving(VARIANTS, ROW_MS) as servers:
         table = measure(servers, arguments.rounds)
     names = [f"{member.label}, % served" for member in PriorityClass]
     print_table(["server", "mix", "load", "goodput, % of capacity", *names, "ends"], rows(table))

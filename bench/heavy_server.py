@@ -20,11 +20,13 @@ SETTINGS = {
 
 
 @contextlib.contextmanager
-def serving(variants: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, ServerProcess]]:
+def serving(
+    variants: Mapping[str, Mapping[str, str]], row_ms: float = heavy_model.ROW_MS
+) -> Iterator[dict[str, ServerProcess]]:
     """One server for each set of settings, all of one model; idle ones cost the others nothing."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tickring-bench-"))
-        models = heavy_model.build(Path(folder))
+        models = heavy_model.build(Path(folder), row_ms)
         yield {
             name: stack.enter_context(ServerProcess({**SETTINGS, **settings}, ("--models", str(models))))
             for name, settings in variants.items()

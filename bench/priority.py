@@ -3,8 +3,8 @@
     python -m bench.priority [--rounds 4] [--plot PATH]
 
 Three servers of one model take turns; they differ in the slack of the classes only. All slacks zero is first
-come, first served; slacks beyond the length of a run are strict levels. A load process offers calls
-in an open loop. Two questions:
+come, first served; slacks beyond the length of a run are strict levels. The generator offers calls in
+an open loop. Two questions:
 
     bulk    How much longer do real-time calls take while less urgent classes offer 3 x capacity?
     flood   How long does the least urgent class wait under real-time load that does not end?
@@ -13,27 +13,28 @@ Exits with 1 when a bound does not hold.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from bench.heavy_load import capacity, distribution, flow, offer
 from bench.heavy_server import serving
-from bench.open_loop import Flow, FlowResult, capacity, offer
-from bench.report import PLOTS, Check, ms, print_checks, print_table, quantile
+from bench.report import PLOTS, Check, ms, print_checks, print_table
 from bench.server_process import ServerProcess
+from client.load.flows import Flow
+from client.load.recorder import RESULT, Record
 from scheduler.priority import DEFAULT_LIMITS, PriorityClass, aging_horizon_ns
 
-REAL_TIME, BACKGROUND = "real_time_trading", "background_tasks"
+REAL_TIME, BACKGROUND = PriorityClass.REAL_TIME_TRADING, PriorityClass.BACKGROUND_TASKS
 # With its default deadlines, seconds.
-BULK = {"batch_processing": 1.0, "historical_analysis": 10.0, BACKGROUND: 60.0}
+BULK = {PriorityClass.BATCH_PROCESSING: 1.0, PriorityClass.HISTORICAL_ANALYSIS: 10.0, BACKGROUND: 60.0}
 BULK_LOAD = 3.0
 REAL_TIME_PER_S = 50.0
 # Longer than any wait, so that none is cut off: it is waits that are compared.
@@ -45,7 +46,6 @@ BACKGROUND_PER_S = 5.0
 SECONDS = {"bulk": 6.0, "flood": 9.0}
 # What waits at the end of a flood is served within this.
 LINGER_S = 5.0
-CAPACITY_S = 2.0
 
 AGING, STRICT, FIFO = "aging", "strict levels", "first come"
 # A batch of the size that the latency budget allows takes longer than the quantum: it is the quantum that
@@ -72,52 +72,11 @@ VARIANTS = {
 }
 
 
-@dataclass
-class Waits:
-    """All rounds of one class in one situation on one server."""
-
-    offered: int = 0
-    ends: dict[str, int] = field(default_factory=dict)
-    latency_ms: list[float] = field(default_factory=list)
-    queue_wait_ms: list[float] = field(default_factory=list)
-    compute_ms: list[float] = field(default_factory=list)
-    outside_ms: list[float] = field(default_factory=list)  # latency, less what the server knows of
-
-    def add(self, result: FlowResult) -> None:
-        """Pools the samples of another round."""
-        self.offered += result.offered
-        for end, count in result.ends.items():
-            self.ends[end] = self.ends.get(end, 0) + count
-        self.latency_ms += result.latency_ms
-        self.queue_wait_ms += result.queue_wait_ms
-        self.compute_ms += result.compute_ms
-        self.outside_ms += np.subtract(result.latency_ms, result.server_ms).tolist()
-
-    @property
-    def longest_ms(self) -> float:
-        """The longest queue wait; NaN without a result."""
-        return max(self.queue_wait_ms, default=float("nan"))
-
-    def row(self) -> list[str]:
-        """Of a table: latency and queue wait, and how many calls ended how."""
-        others = ", ".join(f"{count} {end}" for end, count in sorted(self.ends.items()) if end != "RESULT")
-        return [
-            f"{len(self.latency_ms)} of {self.offered}",
-            ms(quantile(self.latency_ms, 0.5)),
-            ms(quantile(self.latency_ms, 0.99)),
-            ms(quantile(self.queue_wait_ms, 0.5)),
-            ms(quantile(self.queue_wait_ms, 0.99)),
-            ms(self.longest_ms),
-            ms(quantile(self.outside_ms, 0.99)),
-            others,
-        ]
-
-
-# By server, situation and class.
-Table = dict[tuple[str, str, str], Waits]
+# By server, situation and class; all rounds.
+Table = dict[tuple[str, str, PriorityClass], Record]
 _HEADER = [
     *("server", "load", "class", "results", "latency p50, ms", "p99"),
-    *("queue wait p50, ms", "p99", "longest", "outside the server p99, ms", "other ends"),
+    *("queue wait p50, ms", "p99", "longest", "at the server p99, ms", "other ends"),
 ]
 
 
@@ -126,30 +85,60 @@ def measure(servers: Mapping[str, ServerProcess], rounds: int) -> Table:
     table: Table = {}
 
     def run(variant: str, situation: str, flows: list[Flow], seconds: float, seed: int) -> None:
-        target = servers[variant].target
-        for result in offer(target, flows, seconds, seed=seed, linger_s=LINGER_S):
-            table.setdefault((variant, situation, result.flow.priority), Waits()).add(result)
+        result = offer(servers[variant].target, flows, seconds, seed=seed, linger_s=LINGER_S)
+        for each, record in zip(result.flows, result.records, strict=True):
+            place = variant, situation, PriorityClass(each.priority)
+            if place in table:
+                table[place].add(record)
+            else:
+                table[place] = record
 
-    rows_per_s = {name: capacity(server.target, CAPACITY_S) for name, server in servers.items()}
+    rows_per_s = {name: capacity(server.target) for name, server in servers.items()}
     print("capacity, rows/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rows_per_s.items()) + "\n")
+    few = flow(REAL_TIME, REAL_TIME_TIMEOUT_S, REAL_TIME_PER_S)
     for number in range(rounds):
         for variant in servers:
-            few = Flow(REAL_TIME, REAL_TIME_TIMEOUT_S, REAL_TIME_PER_S)
             run(variant, "alone", [few], SECONDS["bulk"], number)
             rate = BULK_LOAD * rows_per_s[variant] / len(BULK)
-            bulk = [Flow(name, timeout_s, rate, clients=4) for name, timeout_s in BULK.items()]
+            bulk = [flow(member, timeout_s, rate) for member, timeout_s in BULK.items()]
             run(variant, "bulk", [few, *bulk], SECONDS["bulk"], number)
     for variant in (AGING, STRICT):
         # The capacity of this moment: at 90 % of it, a few per cent decide how long queues are.
-        rate = FLOOD_LOAD * capacity(servers[variant].target, CAPACITY_S) - BACKGROUND_PER_S
-        background = Flow(BACKGROUND, BULK[BACKGROUND], BACKGROUND_PER_S)
+        rate = FLOOD_LOAD * capacity(servers[variant].target) - BACKGROUND_PER_S
+        background = flow(BACKGROUND, BULK[BACKGROUND], BACKGROUND_PER_S)
         floods = (
-            Flow(REAL_TIME, REAL_TIME_TIMEOUT_S, rate, clients=2),
-            Flow(REAL_TIME, REAL_TIME_TIMEOUT_S, in_flight=FLOOD_IN_FLIGHT),
+            flow(REAL_TIME, REAL_TIME_TIMEOUT_S, rate),
+            flow(REAL_TIME, REAL_TIME_TIMEOUT_S, in_flight=FLOOD_IN_FLIGHT),
         )
         for situation, flood in zip(FLOODS, floods, strict=True):
             run(variant, situation, [flood, background], SECONDS["flood"], 1)
     return table
+
+
+def at_ms(record: Record, kind: str, part: float) -> float:
+    """A quantile, as in `Record.ms`; NaN without a result."""
+    found = record.ms(kind, part)
+    return math.nan if found is None else found
+
+
+def longest_ms(record: Record) -> float:
+    """The longest queue wait; NaN without a result."""
+    return at_ms(record, "wait", 1.0)
+
+
+def row(record: Record) -> list[str]:
+    """Of the table that is printed: latency and queue wait, and how many calls ended how."""
+    others = ", ".join(f"{count} {end}" for end, count in sorted(record.ends.items()) if end != RESULT)
+    return [
+        f"{record.results} of {record.offered}",
+        ms(at_ms(record, "latency", 0.5)),
+        ms(at_ms(record, "latency", 0.99)),
+        ms(at_ms(record, "wait", 0.5)),
+        ms(at_ms(record, "wait", 0.99)),
+        ms(longest_ms(record)),
+        ms(at_ms(record, "server", 0.99)),
+        others,
+    ]
 
 
 def checks(table: Table) -> list[Check]:
@@ -158,28 +147,24 @@ def checks(table: Table) -> list[Check]:
     found = [
         Check(
             f"real-time p{part * 100:.0f}, bulk at {BULK_LOAD:g} x capacity minus alone",
-            quantile(bulk.latency_ms, part) - quantile(alone.latency_ms, part),
+            at_ms(bulk, "latency", part) - at_ms(alone, "latency", part),
             QUANTUM_MS + 1,
             "ms",
         )
         for part in (0.5, 0.99)
     ]
-    found.append(
-        Check("real-time calls without result, bulk", bulk.offered - len(bulk.latency_ms), 0, "calls")
-    )
+    found.append(Check("real-time calls without result, bulk", bulk.offered - bulk.results, 0, "calls"))
     for situation in FLOODS:
         low = table[AGING, situation, BACKGROUND]
         found += [
             Check(
-                f"longest wait of background, {situation}", low.longest_ms, bound_ms(table, situation), "ms"
+                f"longest wait of background, {situation}", longest_ms(low), bound_ms(table, situation), "ms"
             ),
-            Check(
-                f"background calls without result, {situation}", low.offered - len(low.latency_ms), 0, "calls"
-            ),
+            Check(f"background calls without result, {situation}", low.offered - low.results, 0, "calls"),
         ]
     starved = table[STRICT, FLOODS[1], BACKGROUND]
     # What was offered first waits as long as the flood lasts, or never gets an answer at all.
-    wait_ms = starved.longest_ms if starved.latency_ms else SECONDS["flood"] * 1e3
+    wait_ms = longest_ms(starved) if starved.results else SECONDS["flood"] * 1e3
     found.append(
         Check(
             f"strict levels starve background, {FLOODS[1]}",
@@ -196,26 +181,27 @@ def bound_ms(table: Table, situation: str) -> float:
     """The aging horizon, what real-time work waits itself, and two batches."""
     horizon_ms = aging_horizon_ns(DEFAULT_LIMITS, PriorityClass.BACKGROUND_TASKS) / 1e6
     urgent, low = (table[AGING, situation, name] for name in (REAL_TIME, BACKGROUND))
-    batch_ms = max(urgent.compute_ms + low.compute_ms, default=0.0)
-    return horizon_ms + urgent.longest_ms + 2 * batch_ms
+    batch_ms = max(at_ms(record, "compute", 1.0) for record in (urgent, low))
+    return horizon_ms + longest_ms(urgent) + 2 * batch_ms
 
 
 def plot(table: Table, path: Path) -> None:
     """Real-time latencies, waits per class, and the waits of the least urgent class under a flood."""
     figure, ((latency, classes), (first, second)) = plt.subplots(2, 2, figsize=(13, 9))
     for variant in VARIANTS:
-        _cdf(latency, table[variant, "bulk", REAL_TIME].latency_ms, f"{variant}, bulk")
-    _cdf(latency, table[AGING, "alone", REAL_TIME].latency_ms, "alone", color="black", linestyle="--")
+        _cdf(latency, table[variant, "bulk", REAL_TIME], "latency", f"{variant}, bulk")
+    _cdf(latency, table[AGING, "alone", REAL_TIME], "latency", "alone", color="black", linestyle="--")
     latency.set(title=f"Real time while bulk offers {BULK_LOAD:g} x capacity", xlabel="latency, ms")
-    names = [REAL_TIME, *BULK]
+    members = [REAL_TIME, *BULK]
     for offset, variant in enumerate(VARIANTS):
-        waits = [quantile(table[variant, "bulk", name].queue_wait_ms, 0.99) for name in names]
-        classes.bar([index + 0.27 * (offset - 1) for index in range(len(names))], waits, 0.27, label=variant)
+        waits = [at_ms(table[variant, "bulk", member], "wait", 0.99) for member in members]
+        places = [index + 0.27 * (offset - 1) for index in range(len(members))]
+        classes.bar(places, waits, 0.27, label=variant)
     classes.set(title="Queue wait by class, the same load", ylabel="p99 of those served, ms", yscale="log")
-    classes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names])
+    classes.set_xticks(range(len(members)), [member.label.replace("_", "\n") for member in members])
     for axes, situation in ((first, FLOODS[0]), (second, FLOODS[1])):
         for variant in (AGING, STRICT):
-            _cdf(axes, table[variant, situation, BACKGROUND].queue_wait_ms, variant)
+            _cdf(axes, table[variant, situation, BACKGROUND], "wait", variant)
         axes.axvline(bound_ms(table, situation), color="black", linestyle=":", label="bound with aging")
         axes.set(title=f"Background tasks, real time {situation}", xlabel="queue wait, ms")
     classes.legend(loc="upper left", fontsize=8)
@@ -230,10 +216,12 @@ def plot(table: Table, path: Path) -> None:
 
 
 def _cdf(
-    axes: Axes, samples: list[float], label: str, color: str | None = None, linestyle: str = "-"
+    axes: Axes, record: Record, kind: str, label: str, color: str | None = None, linestyle: str = "-"
 ) -> None:
-    if samples:
-        axes.ecdf([max(sample, 0.01) for sample in samples], label=label, color=color, linestyle=linestyle)
+    if record.results:
+        values_ms, counts = zip(*distribution(record.histograms[kind]), strict=True)
+        shown_ms = [max(value_ms, 0.01) for value_ms in values_ms]
+        axes.ecdf(shown_ms, counts, label=label, color=color, linestyle=linestyle)
 
 
 def main() -> int:
@@ -244,7 +232,11 @@ def main() -> int:
     arguments = parser.parse_args()
     with serving(VARIANTS) as servers:
         table = measure(servers, arguments.rounds)
-    print_table(_HEADER, [[*place, *waits.row()] for place, waits in table.items()])
+    rows = [
+        [variant, situation, member.label, *row(record)]
+        for (variant, situation, member), record in table.items()
+    ]
+    print_table(_HEADER, rows)
     plot(table, arguments.plot)
     print(f"plot: {arguments.plot}\n")
     return print_checks(checks(table))

@@ -169,12 +169,15 @@ class _FrontEnd:
     def submit(self, request: Request, now_ns: int, on_end: OnEnd) -> None:
         """Raises RequestError where the request is refused."""
         class_index = request.class_index
-        engine = self._admission.check(MODEL, class_index, request.rows, request.deadline_ns, now_ns)
+        admitted = self._admission.check(MODEL, class_index, request.rows, request.deadline_ns, now_ns)
         self.entrance.enter(
             self.partition.reserve(
-                request.rows, MODEL, class_index, partial(self._ended, request.number, on_end)
+                request.rows,
+                MODEL,
+                class_index,
+                partial(self._ended, request.number, class_index, admitted.done_ns, on_end),
             ),
-            engine=engine,
+            engine=admitted.engine,
             now_ns=now_ns,
             arrived_ns=now_ns,
             deadline_ns=request.deadline_ns,
@@ -190,7 +193,11 @@ class _FrontEnd:
         self.entrance.let_in(now_ns)
         return sum(self.entrance.held_rows) < before
 
-    def _ended(self, number: int, on_end: OnEnd, submission: Submission) -> None:
+    def _ended(
+        self, number: int, class_index: int, done_ns: int, on_end: OnEnd, submission: Submission
+    ) -> None:
+        if submission.outcome is Outcome.RESULT:
+            self._admission.delivered(MODEL, class_index, done_ns, submission.compute_end_ns)
         self.partition.release(submission)
         on_end(number, submission.outcome, submission.queue_wait_ns)
 

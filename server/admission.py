@@ -12,6 +12,7 @@ When it enters the lanes is not asked here but in `scheduler.entrance`.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from scheduler import _ring
 from scheduler.engines import Engines
@@ -31,8 +32,19 @@ DRAIN_RETRY_S = 1.0
 # fills the queue with what is done right at its deadline and arrives right after it.
 WAY_BACK_PART = 0.05
 WAY_BACK_MOST_NS = 20_000_000
-# What a late delivery still counts for after one more result: it is forgotten over some hundred of them.
-DELIVERY_DECAY = 0.99
+# How far one result moves what is expected of the next ones, if it is later than that and if it is not. Late
+# ones count ten times as much, so most results are no later than expected; and one bad moment is no rule.
+LATER_PART = 0.1
+SOONER_PART = 0.01
+# Of the time that a caller gives, lateness never takes more: one bad second must not shut a lane.
+LATENESS_PART = 0.5
+
+
+class Admitted(NamedTuple):
+    """The engine that is expected to be done first, and when that is at best; 0 while nothing is known."""
+
+    engine: int
+    done_ns: int
 
 
 class Admission:
@@ -59,8 +71,9 @@ class Admission:
         self._entrance = entrance
         self._engines = engines
         self._frontends = frontends
-        self._delivery_ns = 0.0
-        self._delivered_ns = 0
+        lanes = len(partition.outstanding_by_lane)
+        self._late_ns = [0.0] * lanes
+        self._delivered_ns = [0] * lanes
         self.engine_lost = False
         self.draining = False
         self.change(limits, early_refusal, model_limits or {})
@@ -82,13 +95,20 @@ class Admission:
                 "the engine is restarting", reason="ENGINE_RESTARTING", retry_after_s=ENGINE_RETRY_S
             )
 
-    def delivered(self, lag_ns: int, now_ns: int) -> None:
-        """A result was taken back this long after it was computed; a busy front end is late with all."""
-        self._delivery_ns = max(lag_ns, self._delivery_ns * DELIVERY_DECAY)
-        self._delivered_ns = now_ns
+    def delivered(self, model: int, class_index: int, done_ns: int, now_ns: int) -> None:
+        """A result was taken back now; `done_ns` was expected at best when its request was let in.
 
-    def check(self, model: int, class_index: int, rows: int, deadline_ns: int, now_ns: int) -> int:
-        """Lets `rows` items of a class in, or not. Returns the engine that is expected to be done first.
+        Batches that took longer, more urgent requests that came later and a front end that is busy all make
+        results late, and are likely to do so to the next ones.
+        """
+        if done_ns:
+            lane = model * _ring.CLASSES + class_index
+            more_ns = now_ns - done_ns - self._late_ns[lane]
+            self._late_ns[lane] += more_ns * (LATER_PART if more_ns > 0 else SOONER_PART)
+            self._delivered_ns[lane] = now_ns
+
+    def check(self, model: int, class_index: int, rows: int, deadline_ns: int, now_ns: int) -> Admitted:
+        """Lets `rows` items of a class in, or not.
 
         Raises:
             Overloaded: they do not fit.
@@ -99,20 +119,23 @@ class Admission:
             raise DeadlineMissed("the deadline has passed already", reason="DEADLINE_UNREACHABLE")
         engine, done_ns = self._engines.first_done(model, class_index, rows, now_ns)
         if not self._early_refusal or done_ns == 0:
-            return engine
+            return Admitted(engine, done_ns)
         if self._entrance.held_rows[class_index]:
             done_ns += self._entrance.wait_ns(class_index, self._engines.item_ns(model, now_ns))
+        given_ns = deadline_ns - now_ns
+        lane = model * _ring.CLASSES + class_index
+        late_ns = 0
         # While all are refused by it nothing is delivered, and nothing would ever correct it.
-        if now_ns - self._delivered_ns < STALE_NS:
-            done_ns += int(self._delivery_ns)
-        way_back_ns = min(WAY_BACK_MOST_NS, int((deadline_ns - now_ns) * WAY_BACK_PART))
-        if done_ns > deadline_ns - way_back_ns:
+        if now_ns - self._delivered_ns[lane] < STALE_NS:
+            late_ns = max(0, int(min(self._late_ns[lane], given_ns * LATENESS_PART)))
+        way_back_ns = min(WAY_BACK_MOST_NS, int(given_ns * WAY_BACK_PART))
+        if done_ns + late_ns > deadline_ns - way_back_ns:
             raise DeadlineMissed(
-                f"the deadline is in {(deadline_ns - now_ns) / 1e6:.3g} ms, "
-                f"this would be done in {(done_ns - now_ns) / 1e6:.3g} ms at best",
+                f"the deadline is in {given_ns / 1e6:.3g} ms, "
+                f"this would be done in {(done_ns + late_ns - now_ns) / 1e6:.3g} ms",
                 reason="DEADLINE_UNREACHABLE",
             )
-        return engine
+        return Admitted(engine, done_ns)
 
     def _check_room(self, model: int, class_index: int, rows: int, now_ns: int) -> None:
         outstanding = self._partition.outstanding[class_index]

@@ -30,7 +30,8 @@ class Moment:
 class FlowFigures:
     """Of one flow. Each `…_ms` maps the names of `PARTS` to milliseconds; None: nothing was measured.
 
-    `curve` has percentiles of the latency, `histogram` all of it: an HdrHistogram of microseconds, encoded.
+    `goodput_per_s` counts answers that came within the flow's timeout. `curve` has percentiles of the
+    latency, `histogram` all of it: an HdrHistogram of microseconds, encoded.
     """
 
     name: str
@@ -41,6 +42,7 @@ class FlowFigures:
     calls: int
     results: int
     per_s: float
+    goodput_per_s: float
     error_ratio: float
     ends: Mapping[str, int]
     latency_ms: Mapping[str, Milliseconds]
@@ -78,6 +80,7 @@ def figures(title: str, result: LoadResult, interval_s: float) -> RunFigures:
                 calls=record.offered,
                 results=record.results,
                 per_s=result.per_s(record),
+                goodput_per_s=result.goodput_per_s(record),
                 error_ratio=record.error_ratio,
                 ends=dict(record.ends.most_common()),
                 latency_ms=by_kind["latency"],

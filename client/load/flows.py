@@ -19,6 +19,9 @@ class Flow:
     `payloads` are PredictRequests without priority or timeout, sent in turn. `timeout_s` runs from the
     instant at which a call should be sent. `priority` is a number from 1 to 5; 0 leaves it to the server.
     `connections` are of each process, with an RPC stream on each where `mode` is "stream".
+
+    `method` is that of another service, "/package.Service/Method": `payloads` are its requests, unary and
+    without priority, the timeout is the RPC's alone, and of answers no more is known than when they came.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Flow:
     timeout_s: float | None = None
     connections: int = 1
     rows: int = 1
+    method: str = ""
 
     @property
     def offered(self) -> str:

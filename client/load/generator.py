@@ -70,6 +70,10 @@ class LoadResult:
         """Answers per second."""
         return record.results / self.counted_s if self.counted_s else 0.0
 
+    def goodput_per_s(self, record: Record) -> float:
+        """Answers within their timeout, per second."""
+        return record.in_time / self.counted_s if self.counted_s else 0.0
+
 
 def run(
     load: Load,

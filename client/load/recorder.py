@@ -4,6 +4,7 @@ Latencies are kept in HDR histograms of microseconds with three significant digi
 more memory than a minute and what several processes saw can be added up.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,11 +42,15 @@ def quantile_ms(of: HdrHistogram, part: float) -> float | None:
 
 @dataclass
 class Interval:
-    """A part of the time: calls that should have been sent in it, seconds from the start."""
+    """A part of the time: calls that should have been sent in it, seconds from the start.
+
+    `in_time` alone counts by when answers came: those that came in it, and within their timeout.
+    """
 
     from_s: float
     results: int = 0
     failures: int = 0
+    in_time: int = 0
     latency: HdrHistogram = field(default_factory=histogram)
     wait: HdrHistogram = field(default_factory=histogram)
 
@@ -63,6 +68,11 @@ class Record:
     def results(self) -> int:
         """Calls that were answered."""
         return self.ends[RESULT]
+
+    @property
+    def in_time(self) -> int:
+        """Answers that came in the time that counts and within their timeout, whenever they were due."""
+        return sum(each.in_time for each in self.intervals)
 
     @property
     def failures(self) -> int:
@@ -87,17 +97,22 @@ class Record:
         for mine_, theirs in zip(self.intervals, other.intervals, strict=True):
             mine_.results += theirs.results
             mine_.failures += theirs.failures
+            mine_.in_time += theirs.in_time
             mine_.latency.add(theirs.latency)
             mine_.wait.add(theirs.wait)
 
 
 class Recorder:
-    """Writes a `Record`; instants are seconds from the start of what counts."""
+    """Writes a `Record`; instants are seconds from the start of what counts.
 
-    def __init__(self, duration_s: float, interval_s: float) -> None:
+    `timeout_s` is that of every call, from the instant at which it should be sent; None: no answer is late.
+    """
+
+    def __init__(self, duration_s: float, interval_s: float, timeout_s: float | None = None) -> None:
         self.record = Record(intervals=[Interval(at_s) for at_s in _starts(duration_s, interval_s)])
         self._duration_s = duration_s
         self._interval_s = interval_s
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
 
     def counts(self, due_s: float) -> bool:
         """Whether a call that should be sent then is of the time that counts."""
@@ -110,27 +125,36 @@ class Recorder:
             if lag_s is not None:
                 record_us(self.record.histograms["lag"], lag_s)
 
-    def result(self, due_s: float, ended_s: float, wait_s: float, compute_s: float, server_s: float) -> None:
+    def result(self, due_s: float, ended_s: float) -> None:
         """It was answered."""
+        if 0 <= ended_s < self._duration_s and ended_s - due_s <= self._timeout_s:
+            self._interval(ended_s).in_time += 1
         if not self.counts(due_s):
             return
         record = self.record
         record.ends[RESULT] += 1
-        histograms = record.histograms
-        record_us(histograms["latency"], ended_s - due_s)
-        record_us(histograms["wait"], wait_s)
-        record_us(histograms["compute"], compute_s)
-        record_us(histograms["server"], server_s)
-        interval = record.intervals[int(due_s / self._interval_s)]
+        record_us(record.histograms["latency"], ended_s - due_s)
+        interval = self._interval(due_s)
         interval.results += 1
         record_us(interval.latency, ended_s - due_s)
-        record_us(interval.wait, wait_s)
+
+    def told(self, due_s: float, wait_s: float, compute_s: float, server_s: float) -> None:
+        """What the server says of it."""
+        if self.counts(due_s):
+            histograms = self.record.histograms
+            record_us(histograms["wait"], wait_s)
+            record_us(histograms["compute"], compute_s)
+            record_us(histograms["server"], server_s)
+            record_us(self._interval(due_s).wait, wait_s)
 
     def failure(self, due_s: float, end: str) -> None:
         """It ended otherwise."""
         if self.counts(due_s):
             self.record.ends[end] += 1
-            self.record.intervals[int(due_s / self._interval_s)].failures += 1
+            self._interval(due_s).failures += 1
+
+    def _interval(self, at_s: float) -> Interval:
+        return self.record.intervals[int(at_s / self._interval_s)]
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -140,7 +164,13 @@ def to_json(record: Record) -> dict[str, Any]:
         "ends": dict(record.ends),
         "histograms": {kind: _encoded(each) for kind, each in record.histograms.items()},
         "intervals": [
-            [each.from_s, each.results, each.failures, _encoded(each.latency), _encoded(each.wait)]
+            [
+                each.from_s,
+                each.results,
+                each.failures,
+                each.in_time,
+                *map(_encoded, (each.latency, each.wait)),
+            ]
             for each in record.intervals
         ],
     }
@@ -149,8 +179,8 @@ def to_json(record: Record) -> dict[str, Any]:
 def from_json(told: dict[str, Any]) -> Record:
     """What `to_json` was given."""
     intervals = [
-        Interval(from_s, results, failures, _decoded(latency), _decoded(wait))
-        for from_s, results, failures, latency, wait in told["intervals"]
+        Interval(from_s, results, failures, in_time, _decoded(latency), _decoded(wait))
+        for from_s, results, failures, in_time, latency, wait in told["intervals"]
     ]
     histograms = {kind: _decoded(text) for kind, text in told["histograms"].items()}
     return Record(told["offered"], Counter(told["ends"]), histograms, intervals)

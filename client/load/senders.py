@@ -24,6 +24,7 @@ SERVICE = "/tickring.v1.InferenceService/"
 # The wire wants a positive timeout, also of a call that is late already.
 LEAST_TIMEOUT_S = 1e-4
 
+# A call, what the server measured, where it says so, and the name of its end; empty: it was answered.
 Ended = Callable[["Call", inference_pb2.Timing | None, str], None]
 
 
@@ -37,7 +38,7 @@ class Call:
 
 
 class Sender(ABC):
-    """Tells `ended` once of each call: with what the server measured, or with the name of another end."""
+    """Tells `ended` once of each call."""
 
     def __init__(self, server: Server, ended: Ended) -> None:
         self._channel = open_channel(server.target, server.files)
@@ -55,16 +56,19 @@ class Sender(ABC):
 
 def sender(server: Server, flow: Flow, ended: Ended) -> Sender:
     """Of the kind that the flow asks for, on a connection of its own."""
-    return (StreamSender if flow.mode == STREAM else UnarySender)(server, ended)
+    if flow.mode == STREAM:
+        return StreamSender(server, ended)
+    return UnarySender(server, ended, flow.method)
 
 
 class UnarySender(Sender):
-    """An RPC for each call."""
+    """An RPC for each call, of Predict or of the `method` of another service."""
 
-    def __init__(self, server: Server, ended: Ended) -> None:
+    def __init__(self, server: Server, ended: Ended, method: str = "") -> None:
         super().__init__(server, ended)
         channel: Any = self._channel  # no serialisers: the stubs of gRPC know no calls on bytes
-        self._rpc = channel.unary_unary(f"{SERVICE}Predict")
+        self._rpc = channel.unary_unary(method or f"{SERVICE}Predict")
+        self._timed = not method
         self._calls: set[asyncio.Task[None]] = set()
 
     def send(self, call: Call) -> None:
@@ -86,7 +90,8 @@ class UnarySender(Sender):
         except grpc.aio.AioRpcError as error:
             self._ended(call, None, name_of(from_rpc_error(error)))
         else:
-            self._ended(call, inference_pb2.PredictResponse.FromString(raw).timing, "")
+            timing = inference_pb2.PredictResponse.FromString(raw).timing if self._timed else None
+            self._ended(call, timing, "")
 
 
 class StreamSender(Sender):

@@ -40,7 +40,7 @@ class FlowLoad:
     def __init__(self, load: Load, flow: Flow, in_flight: int) -> None:
         self.flow = flow
         self.in_flight = in_flight
-        self.recorder = Recorder(load.duration_s, load.interval_s)
+        self.recorder = Recorder(load.duration_s, load.interval_s, flow.timeout_s)
         self.idle = asyncio.Event()  # nothing is out, and nothing more is sent
         self._out = 0
         self._senders: list[Sender] = [
@@ -104,18 +104,16 @@ class FlowLoad:
             self._opening.set()
             return
         due_s = call.due_s - self._start_s
-        if timing is None:
+        if failure:
             self.recorder.failure(due_s, failure)
         else:
-            self.recorder.result(
-                due_s,
-                now_s - self._start_s,
-                timing.queue_wait_ns / 1e9,
-                timing.compute_ns / 1e9,
-                timing.server_ns / 1e9,
-            )
+            self.recorder.result(due_s, now_s - self._start_s)
+            if timing is not None:
+                self.recorder.told(
+                    due_s, timing.queue_wait_ns / 1e9, timing.compute_ns / 1e9, timing.server_ns / 1e9
+                )
         if self.flow.arrivals is None and not self._stopped and now_s < self._last_s:
-            if timing is None:
+            if failure:
                 asyncio.get_running_loop().call_later(PAUSE_S, self._again)
             else:
                 self.send(now_s)

@@ -38,6 +38,7 @@ class Ticket:
     __slots__ = (
         "_answer",
         "_desk",
+        "_done_ns",
         "_expires_ns",
         "_given_up",
         "_origin",
@@ -54,10 +55,12 @@ class Ticket:
         plan: Plan,
         arrived_ns: int,
         expires_ns: int | None,
+        done_ns: int,
         answer: Answer,
         origin: Origin,
     ) -> None:
         self._desk = desk
+        self._done_ns = done_ns  # what admission expected at best
         self._expires_ns = expires_ns
         self._given_up = 0  # the code of an RPC that has ended already
         self._plan = plan
@@ -79,7 +82,8 @@ class Ticket:
                 )
             except ModelFailed as error:  # its rows fit no one response
                 result = error
-            desk.admission.delivered(now_ns - submission.compute_end_ns, now_ns)
+            request = self.request
+            desk.admission.delivered(request.model.index, request.priority.index, self._done_ns, now_ns)
         else:
             result = self._error(submission)
             if submission.outcome in (Outcome.ERROR, Outcome.NON_FINITE):
@@ -226,21 +230,21 @@ class Desk:
             model = request.model.index
             now_ns = _ring.now_ns()
             self._offenders.check(model, [payload.data for payload in request.payloads], now_ns)
-            engine = self.admission.check(model, class_index, request.rows, deadline_ns, now_ns)
+            admitted = self.admission.check(model, class_index, request.rows, deadline_ns, now_ns)
         except RequestError as error:
             self.refused(origin, request, arrived_ns, error, dialect.model_name(message))
             raise
 
         partition = self.partition
         plan = dialect.plan(request.model.signature, request.rows, request.outputs)
-        ticket = Ticket(self, request, plan, arrived_ns, expires_ns, answer, origin)
+        ticket = Ticket(self, request, plan, arrived_ns, expires_ns, admitted.done_ns, answer, origin)
         submission = partition.reserve(request.rows, model, class_index, ticket.ended)
         ticket.submission = submission
         for payload in request.payloads:
             partition.write_input(submission, payload.offset, payload.item_bytes, payload.data)
         self.entrance.enter(
             submission,
-            engine=engine,
+            engine=admitted.engine,
             now_ns=_ring.now_ns(),
             arrived_ns=arrived_ns,
             deadline_ns=deadline_ns,

@@ -6,8 +6,8 @@ Commands come as JSON lines on stdin and are answered by one JSON line each, in 
 
     {"do": "start", "allowed": […]}   steady calls begin; what they may end with beside OK
     {"do": "burst", "kind": "…"}      one of `bursts`, while they go on; its account
-    {"do": "recover"}                 waits until every model has answered a call sent after this, and the mix has
-                                      had an answer too
+    {"do": "recover"}                 waits until every model has answered a call sent after this, and the mix
+                                      has had an answer too
     {"do": "stop"}                    waits for the end of every steady call; their account
 
 Ends with its stdin.
@@ -96,7 +96,7 @@ class Load:
                         self._account.problem(f"{model} did not answer for {RECOVERY_S:g} s")
                         return
                     await asyncio.sleep(POLL_S)
-        # A mix that ends while all its callers still pause after a failure would not tell whether it ever recovers.
+        # A mix that ended while all its callers paused after failures would not tell whether it recovers.
         while self._account.statuses[mix.OK] == answered:
             if time.monotonic() > started_s + RECOVERY_S:
                 self._account.problem(f"no steady call was answered for {RECOVERY_S:g} s")

@@ -31,6 +31,7 @@ def flow_figures(
         calls=calls,
         results=round(calls * (1 - errors)),
         per_s=per_s,
+        goodput_per_s=per_s,
         error_ratio=errors,
         ends={"RESULT": round(calls * (1 - errors)), "UNAVAILABLE": round(calls * errors)},
         latency_ms=latency,

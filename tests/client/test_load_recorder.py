@@ -14,7 +14,8 @@ def filled(offset_ms: float = 0.0, calls: int = 100) -> Record:
         due_s = number * 10.0 / calls
         latency_s = (number + 1 + offset_ms) / 1e3
         recorder.sent(due_s, 0.0001)
-        recorder.result(due_s, due_s + latency_s, latency_s / 4, latency_s / 2, latency_s * 0.8)
+        recorder.result(due_s, due_s + latency_s)
+        recorder.told(due_s, latency_s / 4, latency_s / 2, latency_s * 0.8)
         if number % 10 == 0:
             recorder.sent(due_s, 0.002)
             recorder.failure(due_s, "RESOURCE_EXHAUSTED QUEUE_FULL")
@@ -42,11 +43,25 @@ def test_every_call_is_counted_once() -> None:
 
 @pytest.mark.parametrize("due_s", [-0.001, 10.0, 11.0])
 def test_what_is_before_or_after_does_not_count(due_s: float) -> None:
-    recorder = Recorder(10.0, 1.0)
+    recorder = Recorder(10.0, 1.0, timeout_s=0.5)
     recorder.sent(due_s, 0.5)
-    recorder.result(due_s, due_s + 1, 0.1, 0.1, 0.1)
+    recorder.result(due_s, due_s + 1)
+    recorder.told(due_s, 0.1, 0.1, 0.1)
     recorder.failure(due_s, "CANCELLED")
     assert to_json(recorder.record) == to_json(Recorder(10.0, 1.0).record)
+
+
+def test_answers_in_time_count_when_they_come() -> None:
+    """Due in the warm-up or not; what is late, or comes after the end, does not count."""
+    recorder = Recorder(10.0, 1.0, timeout_s=0.5)
+    for due_s, ended_s in [(-0.3, 0.2), (1.0, 1.5), (1.0, 1.501), (3.9, 4.1), (9.8, 10.0), (-0.5, -0.1)]:
+        recorder.result(due_s, ended_s)
+    assert [interval.in_time for interval in recorder.record.intervals] == [1, 1, 0, 0, 1, 0, 0, 0, 0, 0]
+    assert add_up([recorder.record, from_json(to_json(recorder.record))]).in_time == 6
+
+
+def test_without_a_timeout_every_answer_is_in_time() -> None:
+    assert filled().in_time == 99  # the last one comes at the end
 
 
 def test_nothing_recorded_has_no_quantiles() -> None:
@@ -73,5 +88,5 @@ def test_json_keeps_all_of_it() -> None:
 @pytest.mark.parametrize(("seconds", "expected_ms"), [(0.0, 0.001), (-1.0, 0.001), (1e9, 3_600_000)])
 def test_extremes_are_kept_within_bounds(seconds: float, expected_ms: float) -> None:
     recorder = Recorder(10.0, 1.0)
-    recorder.result(1.0, 1.0 + seconds, 0, 0, 0)
+    recorder.result(1.0, 1.0 + seconds)
     assert recorder.record.ms("latency", 1.0) == pytest.approx(expected_ms, rel=2e-3)

@@ -177,8 +177,8 @@ class Frontend:
         refused: type[RequestError] | None = None
         try:
             self.admission.check_serving()
-            engine = self.admission.check(wish.model, wish.cls, len(wish.faults), deadline_ns, now_ns)
-            assert engine == ENGINE
+            admitted = self.admission.check(wish.model, wish.cls, len(wish.faults), deadline_ns, now_ns)
+            assert admitted.engine == ENGINE
         except RequestError as error:
             refused = type(error)
         if refused is not expected:
