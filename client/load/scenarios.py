@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from client.load.arrivals import Arrivals
+from client.load.errors import TooSlow
 from client.load.figures import RunFigures
 from client.load.flows import Flow
 from client.load.objectives import Verdict, judge
@@ -55,7 +56,13 @@ def stress(
     factor: float,
     highest_per_s: float,
 ) -> None:
-    """Raises the rate until a promise or the server breaks, then looks for the knee between the two rates."""
+    """Raises the rate until a promise or the server breaks, then looks for the knee between the two rates.
+
+    Where the generator is what breaks first, the levels before that are the answer.
+
+    Raises:
+        TooSlow: it could not even offer the first one.
+    """
     assert flow.arrivals is not None
     levels: list[Level] = []
 
@@ -67,18 +74,23 @@ def stress(
         return levels[-1]
 
     rate_per_s, good_per_s, bad_per_s = flow.arrivals.rate_per_s, 0.0, 0.0
-    while rate_per_s <= highest_per_s:
-        if level(rate_per_s).broken:
-            bad_per_s = rate_per_s
-            break
-        good_per_s = rate_per_s
-        rate_per_s *= factor
-    while good_per_s and bad_per_s > good_per_s * (1 + CLOSE_ENOUGH):
-        between = (good_per_s * bad_per_s) ** 0.5
-        if level(between).broken:
-            bad_per_s = between
-        else:
-            good_per_s = between
+    try:
+        while rate_per_s <= highest_per_s:
+            if level(rate_per_s).broken:
+                bad_per_s = rate_per_s
+                break
+            good_per_s = rate_per_s
+            rate_per_s *= factor
+        while good_per_s and bad_per_s > good_per_s * (1 + CLOSE_ENOUGH):
+            rate_per_s = (good_per_s * bad_per_s) ** 0.5
+            if level(rate_per_s).broken:
+                bad_per_s = rate_per_s
+            else:
+                good_per_s = rate_per_s
+    except TooSlow as error:
+        if not levels:
+            raise
+        report.notes.append(f"{rate_per_s:,.0f}/s could not be offered, the search ends there: {error}")
     _tell_of_stress(report, levels, good_per_s, bad_per_s)
 
 
@@ -181,7 +193,7 @@ def _tell_of_stress(report: Report, levels: Sequence[Level], good_per_s: float, 
         Table("Levels", ["offered/s", "answered/s", "errors", "p50, ms", "p99, ms", "max, ms", ""], rows)
     )
     if not bad_per_s:
-        report.notes.append(f"nothing broke up to {good_per_s:,.0f}/s: raise --highest")
+        report.notes.append(f"nothing broke up to {good_per_s:,.0f}/s")
     elif not good_per_s:
         report.notes.append(f"the first level, {bad_per_s:,.0f}/s, is too much: start lower with --rate")
     else:

@@ -8,6 +8,7 @@ import pytest
 
 from client.load.arrivals import Arrivals, parse_arrivals
 from client.load.compare import compare, ratio_of
+from client.load.errors import TooSlow
 from client.load.figures import RunFigures
 from client.load.flows import Flow
 from client.load.scenarios import hold, memory_verdicts, mixed, stress, validate
@@ -70,7 +71,32 @@ def test_stress_that_breaks_nothing_says_so() -> None:
     bench, told = MadeUpBench(lambda flows: run_figures(flow_figures(per_s=rate_of(flows)))), report("stress")
     stress(bench, told, flow(), 5.0, SLO, factor=4.0, highest_per_s=2000)
     assert [rate_of(flows) for flows in bench.asked] == [100, 400, 1600]
-    assert told.notes == ["nothing broke up to 1,600/s: raise --highest"]
+    assert told.notes == ["nothing broke up to 1,600/s"]
+
+
+@pytest.mark.parametrize(
+    ("limit_per_s", "known"), [(300, "nothing broke up to 200/s"), (1100, "the knee is between")]
+)
+def test_stress_ends_where_the_generator_does(limit_per_s: float, known: str) -> None:
+    """In the climb, or between the rates that hold and break: what was found until then is told."""
+
+    def limited(flows: Sequence[Flow]) -> RunFigures:
+        if limit_per_s < rate_of(flows) < 1500:
+            raise TooSlow("the generator fell behind")
+        return server(flows)
+
+    told = report("stress")
+    stress(MadeUpBench(limited), told, flow(), 5.0, {}, factor=2.0, highest_per_s=1e5)
+    assert told.notes[0].endswith("/s could not be offered, the search ends there: the generator fell behind")
+    assert told.notes[1].startswith(known)
+
+
+def test_stress_of_a_generator_that_can_offer_nothing_has_no_answer() -> None:
+    def lame(flows: Sequence[Flow]) -> RunFigures:
+        raise TooSlow("the generator fell behind")
+
+    with pytest.raises(TooSlow):
+        stress(MadeUpBench(lame), report("stress"), flow(), 5.0, {}, factor=2.0, highest_per_s=1e5)
 
 
 def test_stress_keeps_the_kind_of_arrivals() -> None:

@@ -1,0 +1,59 @@
+"""PyTriton with the model; run by its own interpreter, and knows nothing of the other servers.
+
+Triton forms batches of what waits as soon as the model is free: a delay would only be added to lone calls.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from pytriton.decorators import batch
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+
+
+def main() -> None:
+    """Serves until it is told to end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--spare-port", type=int, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--input", required=True)
+    parser.add_argument("--output", action="append", required=True, metavar="NAME:SIZE")
+    parser.add_argument("--max-batch", type=int, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model = torch.jit.load(given.model).eval()  # type: ignore[no-untyped-call]
+    sizes = {name: int(size) for name, size in (each.split(":") for each in given.output)}
+
+    @batch  # type: ignore[untyped-decorator]
+    def infer(**inputs: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            answers = model(torch.from_numpy(inputs[given.input]))
+        return {name: answer.numpy() for name, answer in zip(sizes, answers, strict=True)}
+
+    config = TritonConfig(
+        grpc_address="127.0.0.1",
+        grpc_port=given.port,
+        # PyTriton itself asks over HTTP whether Triton is ready.
+        http_address="127.0.0.1",
+        http_port=given.spare_port,
+        allow_metrics=False,
+    )
+    with Triton(config=config, workspace=Path(os.environ["TMPDIR"]) / "pytriton") as triton:
+        triton.bind(
+            model_name="sp500_direction",
+            infer_func=infer,
+            inputs=[Tensor(name=given.input, dtype=np.float32, shape=(50, 60))],
+            outputs=[Tensor(name=name, dtype=np.float32, shape=(size,)) for name, size in sizes.items()],
+            config=ModelConfig(
+                max_batch_size=given.max_batch, batcher=DynamicBatcher(max_queue_delay_microseconds=0)
+            ),
+        )
+        triton.serve()
+
+
+if __name__ == "__main__":
+    main()
