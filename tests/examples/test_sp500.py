@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from client import Client, PredictionError
-from examples.sp500 import demo, export, features, replay
+from examples.sp500 import demo, export, features, replay, save_windows
 from examples.sp500.evaluate import tables
 from examples.sp500.model import CnnLstm, parameter_count
 from examples.sp500.split import split_by_date
@@ -359,3 +359,31 @@ def test_free_ports_are_distinct_and_free() -> None:
         for port in ports:
             stack.enter_context(socket.socket()).bind((demo.HOST, port))
     assert len(set(ports)) == 3
+
+
+def test_windows_are_written_newest_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "days"
+    assert save_windows.main([str(file), "--last", "5"]) == 0
+    assert capsys.readouterr().out == f"{file}: 5 windows of 50 x 60\n"
+    written = np.load(file)
+    assert written.dtype == np.float32
+    assert np.array_equal(written, features.make_windows(features.load_history()).windows[-5:])
+
+
+@pytest.mark.parametrize(
+    ("last", "says"), [("-1", "--last is -1, allowed are 0 to "), ("9999999", "allowed are")]
+)
+def test_as_many_windows_as_there_are(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], last: str, says: str
+) -> None:
+    with pytest.raises(SystemExit):
+        save_windows.main([str(tmp_path / "days.npy"), "--last", last])
+    assert says in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_windows_that_cannot_be_written_are_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert save_windows.main([str(tmp_path / "nowhere" / "days.npy")]) == 1
+    assert capfd.readouterr().err.endswith("No such file or directory\n")

@@ -1,103 +1,36 @@
 """Who is let in: what fits, and what can be done by its deadline."""
 
 import math
-import time
-from collections.abc import Callable, Mapping
 
-import numpy as np
 import pytest
 
 from scheduler import _ring
 from scheduler.errors import DeadlineMissed, Overloaded, Unavailable
 from scheduler.forecast import REFRESH_NS
-from scheduler.latency import STALE_NS
-from scheduler.partition import Outcome, Submission
-from scheduler.priority import ClassLimits, PriorityClass
+from scheduler.partition import Outcome
+from scheduler.priority import PriorityClass
 from server import admission
-from server.admission import LATENESS_PART, MAX_RETRY_S, MIN_RETRY_S, SOONER_PART, Admission
+from server.admission import MAX_RETRY_S, MIN_RETRY_S
+from tests.server.door import (
+    HIGH,
+    LOW,
+    MARKET,
+    MS,
+    NOW,
+    Door,
+    MakeFrontEnd,
+    forecast,
+    limits_of,
+    queue,
+    reserve,
+)
 from tests.server.world import FrontEnd, request
-from tickring.v1 import types_pb2
-
-MS = 1_000_000
-NOW = 1_000_000 * MS
-HIGH = PriorityClass.REAL_TIME_TRADING
-MARKET = PriorityClass.MARKET_DATA_UPDATE
-LOW = PriorityClass.BACKGROUND_TASKS
-MakeFrontEnd = Callable[..., FrontEnd]
 
 
 @pytest.fixture(autouse=True)
 def no_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that predictions can be told to the nanosecond; the way back has tests of its own."""
     monkeypatch.setattr(admission, "WAY_BACK_PART", 0.0)
-
-
-def limits_of(*queue_limits: int) -> list[ClassLimits]:
-    """By class, the last one for the remaining classes."""
-    return [ClassLimits(0, 0, limit, 1) for limit in [*queue_limits, *[queue_limits[-1]] * 5][:5]]
-
-
-class Door:
-    """An admission, asked at one instant."""
-
-    def __init__(
-        self,
-        front_end: FrontEnd,
-        *queue_limits: int,
-        frontends: int = 1,
-        early_refusal: bool = True,
-        model_limits: Mapping[int, int] | None = None,
-    ) -> None:
-        self.admission = Admission(
-            front_end.partition,
-            front_end.entrance,
-            front_end.engines,
-            limits_of(*queue_limits or (1000,)),
-            frontends,
-            early_refusal=early_refusal,
-            model_limits=model_limits,
-        )
-
-    def check(
-        self,
-        rows: int = 1,
-        cls: PriorityClass = HIGH,
-        *,
-        model: int = 0,
-        in_ms: float | None = None,
-        now_ns: int = NOW,
-    ) -> None:
-        """With a deadline in so many milliseconds, or none."""
-        deadline_ns = _ring.NO_DEADLINE if in_ms is None else now_ns + round(in_ms * MS)
-        self.admission.check(model, cls.index, rows, deadline_ns, now_ns)
-
-    def refusal(self, rows: int = 1, cls: PriorityClass = HIGH, *, model: int = 0) -> Overloaded:
-        """What these rows are told."""
-        with pytest.raises(Overloaded) as refused:
-            self.check(rows, cls, model=model)
-        return refused.value
-
-
-def reserve(front_end: FrontEnd, rows: int, cls: PriorityClass, model: int = 0) -> Submission:
-    """As if another request had been let in."""
-    return front_end.partition.reserve(rows, model, cls.index, front_end.partition.release)
-
-
-def queue(front_end: FrontEnd, rows: int, cls: PriorityClass, model: int = 0) -> None:
-    """The same, in the lanes already."""
-    front_end.partition.push(
-        reserve(front_end, rows, cls, model),
-        engine=0,
-        key=NOW,
-        enqueued_ns=NOW,
-        deadline_ns=_ring.NO_DEADLINE,
-        exclusive=False,
-    )
-
-
-def forecast(front_end: FrontEnd, model: int = 0) -> None:
-    """Batches of 1, 4 and 8 take 2, 5 and 8 ms at least; a full one has 8 items, so each costs 1 ms."""
-    front_end.engine.publish_forecast(model, 8, MS, [1, 4, 8], [0] * 3, [0] * 3, [2 * MS, 5 * MS, 8 * MS])
 
 
 # -- is the service there -----------------------------------------------------------------------
@@ -408,102 +341,3 @@ def test_the_way_back_never_takes_more_than_its_most(
     door.check(in_ms=2 + admission.WAY_BACK_MOST_NS / MS)
     with pytest.raises(DeadlineMissed):
         door.check(in_ms=1.9 + admission.WAY_BACK_MOST_NS / MS)
-
-
-def late(door: Door, cls: PriorityClass = HIGH, ms: float = 1) -> None:
-    """Results that come so much later than expected, until that is expected."""
-    for _ in range(200):
-        door.admission.delivered(0, cls.index, NOW - round(ms * MS), NOW)
-
-
-def test_lateness_counts_until_it_is_forgotten(front_end: FrontEnd) -> None:
-    """Results that come 1 ms later than expected, and then prompt ones; the queue is empty."""
-    forecast(front_end)
-    door = Door(front_end)
-    late(door)
-    door.check(in_ms=3.01)
-    with pytest.raises(DeadlineMissed, match=r"^the deadline is in 2.9 ms, this would be done in 3 ms$"):
-        door.check(in_ms=2.9)
-    for _ in range(round(math.log(0.1) / math.log(1 - SOONER_PART))):
-        door.admission.delivered(0, HIGH.index, NOW, NOW)
-    door.check(in_ms=2.11)
-
-
-def test_one_late_result_is_no_rule(front_end: FrontEnd) -> None:
-    """A tenth of it is expected of the next one; prompt ones are not expected before their time."""
-    forecast(front_end)
-    door = Door(front_end)
-    door.admission.delivered(0, HIGH.index, NOW - 5 * MS, NOW)
-    door.check(in_ms=2.6)
-    with pytest.raises(DeadlineMissed):
-        door.check(in_ms=2.4)
-    late(door, ms=-5)
-    door.check(in_ms=2)
-    with pytest.raises(DeadlineMissed):
-        door.check(in_ms=1.9)
-
-
-def test_most_results_are_no_later_than_expected(front_end: FrontEnd) -> None:
-    """Of lateness that is spread evenly over 0 to 1 ms, three quarters are below what is expected."""
-    forecast(front_end)
-    door = Door(front_end)
-    for late_us in np.random.default_rng(0).uniform(0, 1000, 5000):
-        door.admission.delivered(0, HIGH.index, NOW - int(late_us * 1000), NOW)
-    door.check(in_ms=2.85)
-    with pytest.raises(DeadlineMissed):
-        door.check(in_ms=2.65)
-
-
-def test_lateness_is_of_a_lane(make_front_end: MakeFrontEnd) -> None:
-    """Urgent requests are not held up by what keeps background waiting, nor one model by another."""
-    front_end = make_front_end(model_count=2)
-    forecast(front_end)
-    forecast(front_end, model=1)
-    door = Door(front_end)
-    late(door, LOW)
-    door.check(in_ms=2)
-    door.check(cls=LOW, model=1, in_ms=2)
-    with pytest.raises(DeadlineMissed):
-        door.check(cls=LOW, in_ms=2.9)
-
-
-def test_who_finds_the_queue_empty_is_let_in(front_end: FrontEnd) -> None:
-    """Lateness takes half of the time at most: a bad second cannot lock a class out."""
-    forecast(front_end)
-    door = Door(front_end)
-    late(door, ms=3_000)
-    door.check(in_ms=2 / (1 - LATENESS_PART))
-    with pytest.raises(DeadlineMissed):
-        door.check(in_ms=1.9 / (1 - LATENESS_PART))
-
-
-def test_lateness_is_not_held_against_anybody_for_long(front_end: FrontEnd) -> None:
-    """Who has hardly more time than a batch takes would be refused for ever: nothing came to tell better."""
-    forecast(front_end)
-    door = Door(front_end)
-    late(door)
-    with pytest.raises(DeadlineMissed):
-        door.check(in_ms=2.5, now_ns=NOW + STALE_NS - 1)
-    door.check(in_ms=2.5, now_ns=NOW + STALE_NS)
-
-
-def test_a_result_that_nothing_was_expected_of_teaches_nothing(front_end: FrontEnd) -> None:
-    """Before the first forecast."""
-    forecast(front_end)
-    door = Door(front_end)
-    door.admission.delivered(0, HIGH.index, 0, NOW)
-    door.check(in_ms=2)
-
-
-def test_a_late_result_holds_back_the_next_requests(front_end: FrontEnd) -> None:
-    """From the door to the answer: it was expected in 2 ms, and took more than 20; a tenth counts."""
-    forecast(front_end)
-    check = front_end.desk.admission.check
-    check(0, HIGH.index, 1, NOW + 3 * MS, NOW)
-    front_end.submit(request(priority=types_pb2.PRIORITY_REAL_TIME_TRADING))
-    time.sleep(0.022)
-    front_end.complete(Outcome.RESULT)
-    now_ns = _ring.now_ns()
-    check(0, HIGH.index, 1, now_ns + 5 * MS, now_ns)
-    with pytest.raises(DeadlineMissed):
-        check(0, HIGH.index, 1, now_ns + 3 * MS, now_ns)
