@@ -1,4 +1,4 @@
-"""A load of the bundled model's windows by the generator of `tickring bench`: a closed loop.
+"""Loads of the bundled model's windows by the generator of `tickring bench`.
 
 A Python generator on the same cores takes its share of the machine: compare with floors.
 """
@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from client.load import generator
-from client.load.flows import Flow, Load, Server
+from client.load.arrivals import Arrivals
+from client.load.flows import STREAM, Flow, Load, Server
 from client.load.payloads import requests
 from tickring.v1 import types_pb2
 
 WARM_UP_S = 0.3
 TIMEOUT_S = 10.0
+_URGENT, _BULK = types_pb2.PRIORITY_REAL_TIME_TRADING, types_pb2.PRIORITY_BACKGROUND_TASKS
+_PARTS = (0.5, 0.99, 0.999)
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,32 @@ class LoadResult:
 
 
 def run(target: str, mode: str, in_flight: int, seconds: float) -> LoadResult:
-    """Runs the load in a fresh process. Raises RuntimeError when a call fails."""
+    """A closed loop of urgent calls, in a fresh process. Raises RuntimeError when a call fails."""
+    flow = Flow("windows", _windows(), None, in_flight, mode, _URGENT, TIMEOUT_S)
+    result = _offer(target, [flow], seconds)
+    p50, p99, p999 = (1e3 * (result.records[0].ms("latency", part) or float("nan")) for part in _PARTS)
+    return LoadResult(result.per_s(result.records[0]), p50, p99, p999)
+
+
+def urgent_p95_us(target: str, rate_per_s: float, seconds: float, bulk_in_flight: int = 0) -> float:
+    """Of urgent calls at a rate, beside so many of the lowest class. Raises RuntimeError where one fails."""
+    payloads = _windows()
+    flows = [Flow("urgent", payloads, Arrivals("poisson", rate_per_s), 0, STREAM, _URGENT, TIMEOUT_S)]
+    if bulk_in_flight:
+        flows.append(Flow("bulk", payloads, None, bulk_in_flight, STREAM, _BULK, TIMEOUT_S))
+    return 1e3 * (_offer(target, flows, seconds).records[0].ms("latency", 0.95) or float("nan"))
+
+
+def _windows() -> list[bytes]:
     windows = np.random.default_rng(0).standard_normal((64, 50, 60)).astype(np.float32)
-    flow = Flow(
-        name="windows",
-        payloads=requests({"window": windows}, 1),
-        in_flight=in_flight,
-        mode=mode,
-        priority=types_pb2.PRIORITY_REAL_TIME_TRADING,
-        timeout_s=TIMEOUT_S,
-    )
-    load = Load(Server(target), [flow], seconds, WARM_UP_S)
+    return requests({"window": windows}, 1)
+
+
+def _offer(target: str, flows: list[Flow], seconds: float) -> generator.LoadResult:
+    load = Load(Server(target), flows, seconds, WARM_UP_S)
     # A gate compares with a floor of the same run: a generator that is the limit makes it fail, not pass.
-    result = generator.run(load, max_cpu=float("inf"))
-    (record,) = result.records
-    if record.failures:
-        raise RuntimeError(f"calls failed: {dict(record.ends)}")
-    p50, p99, p999 = (1e3 * (record.ms("latency", part) or float("nan")) for part in (0.5, 0.99, 0.999))
-    return LoadResult(result.per_s(record), p50, p99, p999)
+    result = generator.run(load, max_lag_ms=float("inf"), max_cpu=float("inf"))
+    for record in result.records:
+        if record.failures:
+            raise RuntimeError(f"calls failed: {dict(record.ends)}")
+    return result

@@ -10,6 +10,7 @@ from bench import load
 from bench.bare_model import measure
 from bench.conftest import Gate
 from bench.server_process import ServerProcess
+from server.settings import Settings
 
 ROUNDS = 3
 pytestmark = pytest.mark.slow
@@ -39,6 +40,16 @@ def test_unloaded_tail(gate: Gate, server: ServerProcess) -> None:
     """One unary call at a time: a wake-up that comes late now and then."""
     results = [load.run(server.target, "unary", 1, 2.0) for _ in range(ROUNDS)]
     gate.check("latency_unary_p99", *((result.p99_us, result.p50_us) for result in results))
+
+
+def test_isolation(gate: Gate, server: ServerProcess) -> None:
+    """Urgent calls while the lowest class has 64 in flight: p95, beside that of an idle server and a quantum."""
+    quantum_us = 1e3 * Settings().scheduler.bulk_quantum_ms
+    rounds = []
+    for _ in range(ROUNDS):
+        alone_us = load.urgent_p95_us(server.target, 100, 2.0)
+        rounds.append((load.urgent_p95_us(server.target, 100, 2.0, bulk_in_flight=64), alone_us + quantum_us))
+    gate.check("isolation", *rounds)
 
 
 def test_tail(gate: Gate, server: ServerProcess) -> None:
