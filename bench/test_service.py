@@ -43,7 +43,7 @@ def test_unloaded_tail(gate: Gate, server: ServerProcess) -> None:
 
 
 def test_isolation(gate: Gate, server: ServerProcess) -> None:
-    """Urgent calls while the lowest class has 64 in flight: p95, beside that of an idle server and a quantum."""
+    """Urgent calls while the lowest class has 64 in flight: p95, beside alone and a quantum."""
     quantum_us = 1e3 * Settings().scheduler.bulk_quantum_ms
     rounds = []
     for _ in range(ROUNDS):
