@@ -15,7 +15,7 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check format bench fuzz gpu-check gpu-bench image proto clean
+.PHONY: help setup demo serve test check format bench peers fuzz gpu-check gpu-bench image proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ format: setup ## bring the Python files into shape
 
 bench: setup ## run the performance gates; takes minutes and wants a quiet machine
 	$(BIN)/python -m pytest bench $(ARGS)
+
+peers: setup ## measure beside PyTriton, Ray Serve and MLServer, each installed into build/peers; minutes
+	$(BIN)/python -m bench.peers $(ARGS)
 
 fuzz: setup ## send a server what nobody should, for minutes; ARGS="--seed 2" adds options
 	$(BIN)/python -m tests.fuzz $(ARGS)

@@ -5,7 +5,10 @@ Triton forms batches of what waits as soon as the model is free: a delay would o
 
 import argparse
 import os
+import signal
+import sys
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
@@ -42,6 +45,10 @@ def main() -> None:
         http_port=given.spare_port,
         allow_metrics=False,
     )
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        sys.exit(0)
+
     with Triton(config=config, workspace=Path(os.environ["TMPDIR"]) / "pytriton") as triton:
         triton.bind(
             model_name="sp500_direction",
@@ -52,6 +59,7 @@ def main() -> None:
                 max_batch_size=given.max_batch, batcher=DynamicBatcher(max_queue_delay_microseconds=0)
             ),
         )
+        signal.signal(signal.SIGTERM, end)
         triton.serve()
 
 
