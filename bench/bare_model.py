@@ -45,7 +45,8 @@ def measure(seconds: float = 1.0, batches: tuple[int, ...] = (1, 16, 32)) -> Bar
     )
 
 
-def _run(seconds: float, batches: list[int]) -> dict[int, dict[str, float]]:
+def measure_here(seconds: float, batches: list[int]) -> dict[int, dict[str, float]]:
+    """The same in this process, which loads torch: by batch size, as in `BareModel`."""
     import torch
 
     from server.settings import bundled_repository
@@ -78,4 +79,4 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 32])
     arguments = parser.parse_args()
-    print(json.dumps(_run(arguments.seconds, arguments.batches)))
+    print(json.dumps(measure_here(arguments.seconds, arguments.batches)))

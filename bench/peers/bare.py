@@ -74,7 +74,7 @@ def _answers() -> list[list[list[float]]]:
 def _serve() -> None:
     for line in sys.stdin:
         seconds = json.loads(line)
-        told: Any = _answers() if seconds is None else bare_model._run(seconds, BATCHES)
+        told: Any = _answers() if seconds is None else bare_model.measure_here(seconds, BATCHES)
         print(json.dumps(told), flush=True)
 
 

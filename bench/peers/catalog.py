@@ -78,7 +78,8 @@ PEERS = [
         TICKRING,
         "tickring",
         'as installed, but for `scheduler.default_class = "real_time_trading"`: a request that names no '
-        "class is bulk otherwise, which waits for company",
+        "class is bulk otherwise, which waits for company. At warm-up it takes the faster of TorchScript and "
+        "ONNX Runtime for this file, and has a second instance for cores that are idle",
         ("torch", "grpcio"),
         grace_s=40.0,
     ),
