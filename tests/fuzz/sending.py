@@ -1,6 +1,7 @@
 """Sends mutated messages as calls of gRPC, and keeps account of how each of them ended."""
 
 import asyncio
+import importlib
 import random
 import re
 import time
@@ -16,7 +17,6 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its C part
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionResponse
 
 from tests.e2e.calls import DETAILS_TRAILER, OWN_CONNECTION
@@ -26,6 +26,9 @@ from tests.fuzz.tokens import AUTHORIZATION
 from tests.fuzz.wire import encode
 from tickring.kserve import grpc_service_pb2 as kserve
 from tickring.v1 import inference_pb2
+
+# gRPC's C part, which has no stubs.
+cygrpc = importlib.import_module("grpc._cython.cygrpc")
 
 # A call that has not ended by then hangs.
 PATIENCE_S = 60.0
