@@ -14,7 +14,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 WARM_UP_CALLS = 10
@@ -26,6 +28,14 @@ class BareModel:
 
     p50_us: dict[int, float]
     windows_per_s: dict[int, float]
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Mapping[str, float]]) -> "BareModel":
+        """What `measure_here` found, as it comes out of JSON."""
+        return cls(
+            {int(batch): row["p50_us"] for batch, row in rows.items()},
+            {int(batch): row["windows_per_s"] for batch, row in rows.items()},
+        )
 
     @property
     def best_windows_per_s(self) -> float:
@@ -39,22 +49,25 @@ def measure(seconds: float = 1.0, batches: tuple[int, ...] = (1, 16, 32)) -> Bar
     command += ["--batches", *map(str, batches)]
     printed = subprocess.run(command, env={**os.environ, **MALLOC}, check=True, stdout=subprocess.PIPE)
     rows = json.loads(printed.stdout)
-    return BareModel(
-        {int(batch): row["p50_us"] for batch, row in rows.items()},
-        {int(batch): row["windows_per_s"] for batch, row in rows.items()},
-    )
+    return BareModel.of(rows)
+
+
+def load() -> Any:
+    """The bundled model, computed by one thread."""
+    import torch
+
+    from server.settings import bundled_repository
+
+    torch.set_num_threads(1)
+    path = bundled_repository() / "sp500_direction" / "1" / "model.pt"
+    return torch.jit.load(path).eval()  # type: ignore[no-untyped-call]
 
 
 def measure_here(seconds: float, batches: list[int]) -> dict[int, dict[str, float]]:
     """The same in this process, which loads torch: by batch size, as in `BareModel`."""
     import torch
 
-    from server.settings import bundled_repository
-
-    torch.set_num_threads(1)
-    model = torch.jit.load(  # type: ignore[no-untyped-call]
-        bundled_repository() / "sp500_direction" / "1" / "model.pt"
-    ).eval()
+    model = load()
     rows = {}
     with torch.inference_mode():
         for batch in batches:

@@ -10,16 +10,14 @@ import argparse
 import os
 import statistics
 import sys
-from collections.abc import Iterator
-
-import numpy as np
+from dataclasses import dataclass
 
 from bench.echo import echo
+from bench.load import windows
 from bench.report import print_table
 from client.load import generator
 from client.load.arrivals import Arrivals
 from client.load.flows import STREAM, UNARY, Flow, Load, Server
-from client.load.payloads import requests
 
 MAX_LAG_MS = 1.0
 # Of the calls offered, as many must have been answered meanwhile: what is behind that is the server.
@@ -38,16 +36,13 @@ HEADER = [
 ]
 
 
-def steps(target: str, mode: str, seconds: float, seed: int) -> Iterator[tuple[float, generator.LoadResult]]:
-    """Rates, and what came of them; without an end."""
-    windows = np.random.default_rng(0).standard_normal((64, 50, 60)).astype(np.float32)
-    payloads = requests({"window": windows}, 1)
-    rate_per_s = FIRST_PER_S
-    while True:
-        flow = Flow("echo", payloads, Arrivals("poisson", rate_per_s), mode=mode)
-        load = Load(Server(target), [flow], seconds, WARM_UP_S, LINGER_S, seed)
-        yield rate_per_s, generator.run(load, max_lag_ms=float("inf"), max_cpu=float("inf"))
-        rate_per_s *= STEP
+@dataclass(frozen=True)
+class Step:
+    """One rate; `core`: the part of a core that it took."""
+
+    rate_per_s: float
+    lag_p99_ms: float
+    core: float
 
 
 def on_time(result: generator.LoadResult) -> bool:
@@ -55,6 +50,19 @@ def on_time(result: generator.LoadResult) -> bool:
     (record,) = result.records
     lag_ms = result.pace.lag_p99_ms
     return lag_ms is not None and lag_ms <= MAX_LAG_MS and record.results >= LEAST_ANSWERED * record.offered
+
+
+def steps(target: str, mode: str, seconds: float, seed: int) -> tuple[Step, Step]:
+    """The last rate that was offered on time, and the first that was not."""
+    payloads, last, rate_per_s = windows(), Step(0.0, 0.0, 0.0), FIRST_PER_S
+    while True:
+        flow = Flow("echo", payloads, Arrivals("poisson", rate_per_s), mode=mode)
+        load = Load(Server(target), [flow], seconds, WARM_UP_S, LINGER_S, seed)
+        result = generator.run(load, max_lag_ms=float("inf"), max_cpu=float("inf"))
+        step = Step(rate_per_s, result.pace.lag_p99_ms or 0.0, result.pace.cpu[0])
+        if not on_time(result):
+            return last, step
+        last, rate_per_s = step, rate_per_s * STEP
 
 
 def main() -> int:
@@ -72,26 +80,20 @@ def main() -> int:
     with echo() as target:
         os.sched_setaffinity(0, {cores[0]})
         for mode in (UNARY, STREAM):
-            best: list[tuple[float, float, float]] = []
-            for number in range(arguments.rounds):
-                last = 0.0, 0.0, 0.0
-                for rate_per_s, result in steps(target, mode, arguments.seconds, number):
-                    found = rate_per_s, result.pace.lag_p99_ms or 0.0, result.pace.cpu[0]
-                    if not on_time(result):
-                        rows.append(
-                            [
-                                f"{mode}, round {number + 1}",
-                                f"{last[0]:,.0f}",
-                                f"{last[1]:.2f}",
-                                f"{last[2]:.2f}",
-                                f"{rate_per_s:,.0f}",
-                                f"{found[1]:.2f}",
-                            ]
-                        )
-                        break
-                    last = found
-                best.append(last)
-            print(f"{mode}: {statistics.median(rate for rate, _, _ in best):,.0f} calls/s", flush=True)
+            found = [steps(target, mode, arguments.seconds, number) for number in range(arguments.rounds)]
+            for number, (last, late) in enumerate(found, 1):
+                rows.append(
+                    [
+                        f"{mode}, round {number}",
+                        f"{last.rate_per_s:,.0f}",
+                        f"{last.lag_p99_ms:.2f}",
+                        f"{last.core:.2f}",
+                        f"{late.rate_per_s:,.0f}",
+                        f"{late.lag_p99_ms:.2f}",
+                    ]
+                )
+            middle = statistics.median(last.rate_per_s for last, _ in found)
+            print(f"{mode}: {middle:,.0f} calls/s", flush=True)
     print()
     print_table(HEADER, rows)
     return 0

@@ -31,7 +31,7 @@ class LoadResult:
 
 def run(target: str, mode: str, in_flight: int, seconds: float) -> LoadResult:
     """A closed loop of urgent calls, in a fresh process. Raises RuntimeError when a call fails."""
-    flow = Flow("windows", _windows(), None, in_flight, mode, _URGENT, TIMEOUT_S)
+    flow = Flow("windows", windows(), None, in_flight, mode, _URGENT, TIMEOUT_S)
     result = _offer(target, [flow], seconds)
     p50, p99, p999 = (1e3 * (result.records[0].ms("latency", part) or float("nan")) for part in _PARTS)
     return LoadResult(result.per_s(result.records[0]), p50, p99, p999)
@@ -39,16 +39,17 @@ def run(target: str, mode: str, in_flight: int, seconds: float) -> LoadResult:
 
 def urgent_p95_us(target: str, rate_per_s: float, seconds: float, bulk_in_flight: int = 0) -> float:
     """Of urgent calls at a rate, beside so many of the lowest class. Raises RuntimeError where one fails."""
-    payloads = _windows()
+    payloads = windows()
     flows = [Flow("urgent", payloads, Arrivals("poisson", rate_per_s), 0, STREAM, _URGENT, TIMEOUT_S)]
     if bulk_in_flight:
         flows.append(Flow("bulk", payloads, None, bulk_in_flight, STREAM, _BULK, TIMEOUT_S))
     return 1e3 * (_offer(target, flows, seconds).records[0].ms("latency", 0.95) or float("nan"))
 
 
-def _windows() -> list[bytes]:
-    windows = np.random.default_rng(0).standard_normal((64, 50, 60)).astype(np.float32)
-    return requests({"window": windows}, 1)
+def windows() -> list[bytes]:
+    """Requests of one window each."""
+    rows = np.random.default_rng(0).standard_normal((64, 50, 60)).astype(np.float32)
+    return requests({"window": rows}, 1)
 
 
 def _offer(target: str, flows: list[Flow], seconds: float) -> generator.LoadResult:

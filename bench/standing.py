@@ -9,8 +9,6 @@ docs/benchmarks.md. The generator is that of `tickring bench`, in Python and on 
 
 import argparse
 import json
-import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,13 @@ from typing import Any
 from bench import load
 from bench.bare_model import BareModel, measure
 from bench.echo import echo
+from bench.page import Section, line, spread
 from bench.server_process import ServerProcess
 from client.load.context import here
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "standing.json"
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- standing: begin -->\n", "<!-- standing: end -->\n"
+SECTION = Section("standing")
 
 LOADS = [
     ("unary", 1),
@@ -90,8 +88,8 @@ def render(told: dict[str, Any]) -> str:
         f"{context['started_at'][:10]}, {context['cores']} cores of {context['cpu']}, "
         f"commit {context['commit']}; medians of {told['rounds']} rounds, in brackets the smallest and the "
         f"largest. The bare model did "
-        f"{_spread([row.floor_per_s for row in rows], '.0f')} windows/s and took "
-        f"{_spread([row.bare_us for row in rows], '.0f')} us for one window.",
+        f"{spread([row.floor_per_s for row in rows], '.0f')} windows/s and took "
+        f"{spread([row.bare_us for row in rows], '.0f')} us for one window.",
         "",
         "| load | windows/s over the bare model | p50, ms | p99, ms | p99.9 / p50 |",
         "|---|---|---|---|---|",
@@ -100,12 +98,12 @@ def render(told: dict[str, Any]) -> str:
         these = [row for row in rows if (row.mode, row.in_flight) == (mode, in_flight)]
         cells = [
             f"{mode}, {in_flight} in flight",
-            _spread([row.windows_per_s / row.floor_per_s for row in these], ".2f"),
-            _spread([row.p50_us / 1e3 for row in these], ".2f"),
-            _spread([row.p99_us / 1e3 for row in these], ".2f"),
-            _spread([row.p999_us / row.p50_us for row in these], ".1f"),
+            spread([row.windows_per_s / row.floor_per_s for row in these], ".2f"),
+            spread([row.p50_us / 1e3 for row in these], ".2f"),
+            spread([row.p99_us / 1e3 for row in these], ".2f"),
+            spread([row.p999_us / row.p50_us for row in these], ".1f"),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(line(*cells))
     lines += [
         "",
         "| a lone call, us | p50 | minus the bare model | gRPC with nothing behind it | minus both |",
@@ -115,20 +113,13 @@ def render(told: dict[str, Any]) -> str:
         lone = [row for row in rows if row.mode == mode and row.echo_us is not None]
         cells = [
             mode,
-            _spread([row.p50_us for row in lone], ".0f"),
-            _spread([row.p50_us - row.bare_us for row in lone], ".0f"),
-            _spread([row.echo_us or 0.0 for row in lone], ".0f"),
-            _spread([row.p50_us - row.bare_us - (row.echo_us or 0.0) for row in lone], ".0f"),
+            spread([row.p50_us for row in lone], ".0f"),
+            spread([row.p50_us - row.bare_us for row in lone], ".0f"),
+            spread([row.echo_us or 0.0 for row in lone], ".0f"),
+            spread([row.p50_us - row.bare_us - (row.echo_us or 0.0) for row in lone], ".0f"),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(line(*cells))
     return "\n".join(lines) + "\n"
-
-
-def write_page(told: dict[str, Any]) -> None:
-    """Puts the tables into the page."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}{render(told)}{END}{after}")
 
 
 def _one_us(bare: BareModel) -> float:
@@ -137,11 +128,6 @@ def _one_us(bare: BareModel) -> float:
 
 def _mean(*values: float) -> float:
     return sum(values) / len(values)
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    middle, low, high = (f"{each:{form}}" for each in (statistics.median(values), min(values), max(values)))
-    return f"{middle} ({low} to {high})"
 
 
 def main() -> None:
@@ -159,8 +145,9 @@ def main() -> None:
             print(f"round {number + 1} of {arguments.rounds}", flush=True)
         told = {"context": asdict(context), "rounds": arguments.rounds, "rows": [asdict(row) for row in rows]}
         RESULTS.write_text(json.dumps(told, indent=1) + "\n")
-    write_page(json.loads(RESULTS.read_text()))
-    print(render(json.loads(RESULTS.read_text())))
+    text = render(json.loads(RESULTS.read_text()))
+    SECTION.put(text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,12 @@
 import json
 
 from bench.peers.measure import Row
-from bench.peers.table import BEGIN, END, PAGE, RESULTS, render
+from bench.peers.table import RESULTS, SECTION, render
 
 
 def test_page_has_the_figures_of_the_results() -> None:
     """`python -m bench.peers --docs-only` writes them again."""
-    text = PAGE.read_text()
-    shown = text[text.index(BEGIN) + len(BEGIN) : text.index(END)]
-    assert shown == render(json.loads(RESULTS.read_text()))
+    assert SECTION.shown() == render(json.loads(RESULTS.read_text()))
 
 
 def test_one_round_that_did_not_hold_the_rate_is_saturated() -> None:

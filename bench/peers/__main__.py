@@ -19,7 +19,7 @@ from bench.peers.catalog import PEERS, Peer
 from bench.peers.environments import versions
 from bench.peers.measure import one_round
 from bench.peers.processes import adopt_orphans
-from bench.peers.table import RESULTS, render, write_page
+from bench.peers.table import RESULTS, SECTION, render
 from client.load.context import here
 
 
@@ -79,7 +79,7 @@ def main() -> None:
         return
     if not given.docs_only:
         RESULTS.write_text(json.dumps(told, indent=1) + "\n")
-    write_page(told)
+    SECTION.put(render(told))
     print(render(told))
 
 

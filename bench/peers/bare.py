@@ -37,11 +37,7 @@ class Bare:
 
     def measure(self, seconds: float) -> BareModel:
         """The floor, now; `seconds` for each size of a batch."""
-        rows = self._ask(seconds)
-        return BareModel(
-            {int(batch): row["p50_us"] for batch, row in rows.items()},
-            {int(batch): row["windows_per_s"] for batch, row in rows.items()},
-        )
+        return BareModel.of(self._ask(seconds))
 
     def answers(self) -> list[Rows]:
         """Each output of the model, for all of `windows`."""
@@ -62,11 +58,7 @@ class Bare:
 def _answers() -> list[list[list[float]]]:
     import torch
 
-    from server.settings import bundled_repository
-
-    torch.set_num_threads(1)
-    path = bundled_repository() / "sp500_direction" / "1" / "model.pt"
-    model = torch.jit.load(path).eval()  # type: ignore[no-untyped-call]
+    model = bare_model.load()
     with torch.inference_mode():
         return [rows.tolist() for rows in model(torch.from_numpy(windows()))]
 

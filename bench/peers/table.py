@@ -1,16 +1,15 @@
 """What was measured as a section of docs/benchmarks.md."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.page import Section, line, spread
 from bench.peers.measure import CLOSED, RATES, Row, Start
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "peers.json"
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- peers: begin -->\n", "<!-- peers: end -->\n"
+SECTION = Section("peers")
 
 # Fewer answers, in all rounds, say nothing of the one in a thousand.
 LEAST_FOR_P999 = 1000
@@ -28,8 +27,8 @@ def render(told: dict[str, Any]) -> str:
         f"{context['started_at'][:10]}, {context['cores']} cores of {context['cpu']}, "
         f"commit {context['commit']}; medians of {told['rounds']} rounds of {told['seconds']:g} s a load, "
         "in brackets the smallest and the largest. The bare model did "
-        f"{_spread([row.floor_per_s for row in rows], '.0f')} windows/s and took "
-        f"{_spread([row.bare_us for row in rows], '.0f')} us for one window: throughput is a multiple of the "
+        f"{spread([row.floor_per_s for row in rows], '.0f')} windows/s and took "
+        f"{spread([row.bare_us for row in rows], '.0f')} us for one window: throughput is a multiple of the "
         "former, latency one of the latter."
         + (
             " Of so few rounds: a trial of the command, not a result."
@@ -44,34 +43,23 @@ def render(told: dict[str, Any]) -> str:
         for name, title in titles.items():
             these = [row for row in rows if (row.server, row.in_flight) == (name, in_flight)]
             cells = [_per_s(these), *_latency(these)] if _held(these) else ["calls failed"] + 3 * ["-"]
-            lines.append(_line(f"{in_flight} in flight", title, *cells))
+            lines.append(line(f"{in_flight} in flight", title, *cells))
     lines += ["", "| open loop | server | p50 | p99 | p99.9 |", "|---|---|---|---|---|"]
     for rate in RATES:
         for name, title in titles.items():
             these = [row for row in rows if (row.server, row.rate) == (name, rate)]
             cells = _latency(these) if _held(these) else ["saturated", "-", "-"]
-            lines.append(_line(f"{rate}/s", title, *cells))
+            lines.append(line(f"{rate}/s", title, *cells))
     lines += ["", "| server | cold start, s | memory, MiB |", "|---|---|---|"]
     for name, title in titles.items():
         own = [start for start in starts if start.server == name]
-        seconds = _spread([start.cold_start_s for start in own], ".1f")
-        lines.append(_line(title, seconds, _spread([start.memory_mib for start in own], ".0f")))
+        seconds = spread([start.cold_start_s for start in own], ".1f")
+        lines.append(line(title, seconds, spread([start.memory_mib for start in own], ".0f")))
     lines += ["", "| server | versions | settings |", "|---|---|---|"]
     for peer in told["peers"].values():
         versions = ", ".join(f"{package} {version}" for package, version in peer["versions"].items())
-        lines.append(_line(peer["title"], versions, peer["settings"]))
+        lines.append(line(peer["title"], versions, peer["settings"]))
     return "\n".join(lines) + "\n"
-
-
-def write_page(told: dict[str, Any]) -> None:
-    """Puts the tables into the page."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}{render(told)}{END}{after}")
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _held(rows: Sequence[Row]) -> bool:
@@ -79,18 +67,13 @@ def _held(rows: Sequence[Row]) -> bool:
 
 
 def _per_s(rows: Sequence[Row]) -> str:
-    return _spread([row.per_s / row.floor_per_s for row in rows], ".2f")
+    return spread([row.per_s / row.floor_per_s for row in rows], ".2f")
 
 
 def _latency(rows: Sequence[Row]) -> list[str]:
     enough = sum(row.answers for row in rows) >= LEAST_FOR_P999
     return [
-        _spread([row.p50_us / row.bare_us for row in rows], ".1f"),
-        _spread([row.p99_us / row.bare_us for row in rows], ".1f"),
-        _spread([row.p999_us / row.bare_us for row in rows], ".1f") if enough else "too few",
+        spread([row.p50_us / row.bare_us for row in rows], ".1f"),
+        spread([row.p99_us / row.bare_us for row in rows], ".1f"),
+        spread([row.p999_us / row.bare_us for row in rows], ".1f") if enough else "too few",
     ]
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    middle, low, high = (f"{each:{form}}" for each in (statistics.median(values), min(values), max(values)))
-    return f"{middle} ({low} to {high})"

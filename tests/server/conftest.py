@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from server import admission
 from tests.server.world import FrontEnd
 
 
@@ -17,6 +18,12 @@ def make_front_end() -> Iterator[Callable[..., FrontEnd]]:
     yield make
     for front_end in made:
         front_end.close()
+
+
+@pytest.fixture
+def no_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that predictions can be told to the nanosecond; the way back has tests of its own."""
+    monkeypatch.setattr(admission, "WAY_BACK_PART", 0.0)
 
 
 @pytest.fixture

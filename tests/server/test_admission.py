@@ -26,11 +26,7 @@ from tests.server.door import (
 )
 from tests.server.world import FrontEnd, request
 
-
-@pytest.fixture(autouse=True)
-def no_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that predictions can be told to the nanosecond; the way back has tests of its own."""
-    monkeypatch.setattr(admission, "WAY_BACK_PART", 0.0)
+pytestmark = pytest.mark.usefixtures("no_way_back")
 
 
 # -- is the service there -----------------------------------------------------------------------

@@ -11,17 +11,12 @@ from scheduler.errors import DeadlineMissed
 from scheduler.latency import STALE_NS
 from scheduler.partition import Outcome
 from scheduler.priority import PriorityClass
-from server import admission
 from server.admission import LATENESS_PART, SOONER_PART
 from tests.server.door import HIGH, LOW, MS, NOW, Door, MakeFrontEnd, forecast
 from tests.server.world import FrontEnd, request
 from tickring.v1 import types_pb2
 
-
-@pytest.fixture(autouse=True)
-def no_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that predictions can be told to the nanosecond; the way back has tests of its own."""
-    monkeypatch.setattr(admission, "WAY_BACK_PART", 0.0)
+pytestmark = pytest.mark.usefixtures("no_way_back")
 
 
 def late(door: Door, cls: PriorityClass = HIGH, ms: float = 1) -> None:
