@@ -53,7 +53,7 @@ class Peer:
             return port, [str(self.python()), "-m", "server", *ports]
         outputs = [f"--output={name}:{size}" for name, size in OUTPUTS.items()]
         path = ROOT / "models" / MODEL / "1" / "model.pt"
-        command = [str(self.python()), "-P", str(HERE / self.script), f"--port={port}"]
+        command = [str(self.python()), "-P", "-m", f"bench.peers.{self.script}", f"--port={port}"]
         command += [f"--spare-port={others[0]}", f"--model={path}", f"--input={INPUT}", *outputs]
         return port, [*command, f"--max-batch={MAX_BATCH}", *self.options]
 
@@ -61,7 +61,7 @@ class Peer:
         """Of its processes. One thread computes, with the malloc of the floor, in each of them."""
         if not self.script:
             return {"TICKRING_SCHEDULER__DEFAULT_CLASS": "real_time_trading"}
-        variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "proto"), **MALLOC}
+        variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", **MALLOC}
         # Triton's Python backend takes whichever libpython is found, which must fit the modules of ours.
         libraries = [str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH", "")]
         return {**variables, "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
@@ -90,7 +90,7 @@ PEERS = [
         "no metrics",
         ("nvidia-pytriton", "torch"),
         "pytriton",
-        "serve_pytriton.py",
+        "serve_pytriton",
     ),
     Peer(
         "ray",
@@ -98,7 +98,7 @@ PEERS = [
         f"{_RAY}, callers at its gRPC proxy (`RAY_SERVE_ENABLE_DIRECT_INGRESS=0`)",
         ("ray", "torch", "grpcio"),
         "ray",
-        "serve_ray.py",
+        "serve_ray",
     ),
     Peer(
         "ray-direct",
@@ -106,7 +106,7 @@ PEERS = [
         f"{_RAY}, callers at the gRPC port of the replica, where production has a balancer in between",
         ("ray", "torch", "grpcio"),
         "ray",
-        "serve_ray.py",
+        "serve_ray",
         ("--direct",),
     ),
     Peer(
@@ -116,7 +116,7 @@ PEERS = [
         "`debug=false`, no metrics",
         ("mlserver", "torch", "grpcio"),
         "mlserver",
-        "serve_mlserver.py",
+        "serve_mlserver",
         grace_s=0.0,
     ),
 ]

@@ -1,6 +1,5 @@
 """MLServer with the model; run by its own interpreter."""
 
-import argparse
 import asyncio
 from typing import Any
 
@@ -10,14 +9,15 @@ from mlserver.codecs import NumpyCodec
 from mlserver.settings import ModelParameters
 from mlserver.types import InferenceRequest, InferenceResponse
 
+from bench.peers import serving
+
 
 class Model(MLModel):  # type: ignore[misc]
     """Runs on the loop that serves: a pool of workers would copy every row to another process."""
 
     async def load(self) -> bool:
         """Before it is ready."""
-        torch.set_num_threads(1)
-        self._model = torch.jit.load(self.settings.parameters.uri).eval()  # type: ignore[no-untyped-call]
+        self._model = serving.model(self.settings.parameters.uri)
         self._outputs = self.settings.parameters.extra["outputs"]
         return True
 
@@ -35,14 +35,7 @@ class Model(MLModel):  # type: ignore[misc]
 
 def main() -> None:
     """Serves until it is told to end."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--spare-port", type=int, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--input", required=True)
-    parser.add_argument("--output", action="append", required=True, metavar="NAME:SIZE")
-    parser.add_argument("--max-batch", type=int, required=True)
-    given = parser.parse_args()
+    given = serving.parser(__doc__).parse_args()
     server = MLServer(
         Settings(
             debug=False,
@@ -54,7 +47,7 @@ def main() -> None:
             load_models_at_startup=False,
         )
     )
-    outputs = [each.partition(":")[0] for each in given.output]
+    outputs = list(serving.sizes(given.outputs))
     model = ModelSettings(
         name="sp500_direction",
         implementation=Model,

@@ -1,9 +1,8 @@
-"""PyTriton with the model; run by its own interpreter, and knows nothing of the other servers.
+"""PyTriton with the model; run by its own interpreter.
 
 Triton forms batches of what waits as soon as the model is free: a delay would only be added to lone calls.
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -16,20 +15,13 @@ from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
+from bench.peers import serving
+
 
 def main() -> None:
     """Serves until it is told to end."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--spare-port", type=int, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--input", required=True)
-    parser.add_argument("--output", action="append", required=True, metavar="NAME:SIZE")
-    parser.add_argument("--max-batch", type=int, required=True)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    model = torch.jit.load(given.model).eval()  # type: ignore[no-untyped-call]
-    sizes = {name: int(size) for name, size in (each.split(":") for each in given.output)}
+    given = serving.parser(__doc__).parse_args()
+    model, sizes = serving.model(given.model), serving.sizes(given.outputs)
 
     @batch  # type: ignore[untyped-decorator]
     def infer(**inputs: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 In its throughput mode, either behind its gRPC proxy or, `--direct`, with callers at the replica's own port.
 """
 
-import argparse
 import asyncio
 import os
 import signal
@@ -13,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+
+from bench.peers import serving
 
 
 def settings(direct: bool, port: int, spare_port: int) -> dict[str, str]:
@@ -53,10 +54,7 @@ class Model:
     """The replica: batches of what waits, on the loop that serves them."""
 
     def __init__(self, path: str, name: str, outputs: list[str]) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self._model = torch.jit.load(path).eval()  # type: ignore[no-untyped-call]
+        self._model = serving.model(path)
         self._name = name
         self._outputs = outputs
 
@@ -83,13 +81,7 @@ class Model:
 
 def main() -> None:
     """Serves until it is told to end."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--spare-port", type=int, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--input", required=True)
-    parser.add_argument("--output", action="append", required=True, metavar="NAME:SIZE")
-    parser.add_argument("--max-batch", type=int, required=True)
+    parser = serving.parser(__doc__)
     parser.add_argument("--direct", action="store_true")
     given = parser.parse_args()
     os.environ |= settings(given.direct, given.port, given.spare_port)
@@ -129,7 +121,7 @@ def main() -> None:
         max_batch_size=given.max_batch, batch_wait_timeout_s=0.001
     )(Model.infer)
     deployment = serve.deployment(max_ongoing_requests=256)(Model)
-    outputs = [each.partition(":")[0] for each in given.output]
+    outputs = list(serving.sizes(given.outputs))
     serve.run(deployment.bind(given.model, "sp500_direction", outputs))
     asyncio.run(asyncio.Event().wait())
 
