@@ -3,7 +3,10 @@
     python -m bench.goodput [--rounds 2] [--plot PATH]
 
 Goodput is results within their deadline per second, here as a part of capacity: what the same server does
-in a closed loop, and beyond capacity what it does so while it refuses as many calls as there are too many.
+in a closed loop, and beyond capacity what it does so while it refuses as many calls as there are too many,
+before and after. A machine whose speed changes within seconds blurs that, so there is a second yardstick:
+the part of the engine's time that went into results in time, by what a row took meanwhile.
+
 Two servers of one model take turns, one of them without early refusal: it lets in whatever its queues hold.
 The generator offers, in an open loop, 0.5 to 5 times capacity: real-time calls alone, whose deadline is
 short, and all five classes in equal parts with their default deadlines.
@@ -26,6 +29,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from bench.engine_time import EngineTime
 from bench.heavy_load import capacity, flow, offer
 from bench.heavy_server import serving
 from bench.report import PLOTS, Check, print_checks, print_table
@@ -57,13 +61,16 @@ class Point:
     """One mix at one load on one server, all rounds."""
 
     goodput: list[float] = field(default_factory=list)  # parts of capacity
+    engine_parts: list[float] = field(default_factory=list)  # of the engine's time
     offered: Counter[str] = field(default_factory=Counter)  # by class
     served: Counter[str] = field(default_factory=Counter)  # in time, by class
     ends: Counter[str] = field(default_factory=Counter)
 
-    def add(self, result: LoadResult, rows_per_s: float) -> None:
-        """Another round."""
-        self.goodput.append(sum(map(result.goodput_per_s, result.records)) / rows_per_s)
+    def add(self, result: LoadResult, rows_per_s: float, row_s: float) -> None:
+        """Another round, with its capacity and the time that the engine took for a row."""
+        goodput_per_s = sum(map(result.goodput_per_s, result.records))
+        self.goodput.append(goodput_per_s / rows_per_s)
+        self.engine_parts.append(goodput_per_s * row_s)
         for each, record in zip(result.flows, result.records, strict=True):
             self.offered[each.name] += record.offered
             self.served[each.name] += record.in_time
@@ -91,18 +98,21 @@ def measure(servers: Mapping[str, ServerProcess], rounds: int) -> Table:
             for load in LOADS:
                 for name, server in servers.items():
                     # Measured anew each time: the machine is not the same from minute to minute.
-                    rows_per_s = capacity(server.target, seed=number)
-                    flows = _flows(members, load * rows_per_s)
+                    alone = capacity(server.target, seed=number)
+                    # What the same server does with as many calls to refuse, all of them nonsense.
+                    refused_per_s = max(0.0, load - 1) * alone
+                    before = capacity(server.target, refused_per_s=refused_per_s, seed=number)
+                    started = EngineTime.of(server)
+                    flows = _flows(members, load * alone)
                     result = offer(server.target, flows, SECONDS, seed=number, warm_up_s=SETTLED_S)
-                    if load > 1:
-                        # What the same server does with as many calls to refuse, all of them nonsense.
-                        refused_per_s = (load - 1) * rows_per_s
-                        rows_per_s = capacity(server.target, refused_per_s=refused_per_s, seed=number)
+                    row_s = EngineTime.of(server).row_s(started)
+                    after = capacity(server.target, refused_per_s=refused_per_s, seed=number)
                     point = table.setdefault((name, mix, load), Point())
-                    point.add(result, rows_per_s)
+                    point.add(result, (before + after) / 2, row_s)
                     print(
-                        f"round {number + 1}, {mix}, {load:g} x {rows_per_s:.0f} rows/s, {name}: "
-                        f"{100 * point.goodput[-1]:.1f} %",
+                        f"round {number + 1}, {mix}, {load:g} x {alone:.0f} rows/s, {name}: "
+                        f"{100 * point.goodput[-1]:.1f} % of {before:.0f} and {after:.0f}, "
+                        f"{100 * point.engine_parts[-1]:.1f} % of the engine's time at {1e3 * row_s:.2f} ms",
                         flush=True,
                     )
     print()
@@ -125,7 +135,8 @@ def rows(table: Table) -> list[list[str]]:
             for member in PriorityClass
         ]
         ends = ", ".join(f"{count} {end}" for end, count in sorted(point.ends.items()))
-        found.append([name, mix, f"{load:g}", f"{100 * point.mean_goodput:.1f}", *parts, ends])
+        of_engine = f"{100 * statistics.mean(point.engine_parts):.1f}"
+        found.append([name, mix, f"{load:g}", f"{100 * point.mean_goodput:.1f}", of_engine, *parts, ends])
     return found
 
 
@@ -197,7 +208,8 @@ def main() -> int:
     with serving(VARIANTS, ROW_MS) as servers:
         table = measure(servers, arguments.rounds)
     names = [f"{member.label}, % served" for member in PriorityClass]
-    print_table(["server", "mix", "load", "goodput, % of capacity", *names, "ends"], rows(table))
+    header = ["server", "mix", "load", "goodput, % of capacity", "% of the engine's time", *names, "ends"]
+    print_table(header, rows(table))
     plot(table, arguments.plot)
     print(f"plot: {arguments.plot}\n")
     return print_checks(checks(table))

@@ -61,8 +61,11 @@ class Boot:
         return cls(**fields)
 
 
-def spawn(boot: Boot) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Starts a child and sends it its boot message; returns it and our end of its control socket."""
+def spawn(boot: Boot) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
+    """Starts a child and sends it its boot message; returns it, our end of its control socket, and its pidfd.
+
+    Raises OSError when no process, memory or file is to be had; then nothing is left behind.
+    """
     ours, theirs = control.channel()
     inherited = (boot.arena_fd, *boot.frontend_eventfds, *boot.engine_eventfds, boot.records_fd)
     fds = (theirs.fileno(), *(fd for fd in inherited if fd >= 0))
@@ -78,8 +81,15 @@ def spawn(boot: Boot) -> tuple[subprocess.Popen[bytes], socket.socket]:
         raise
     finally:
         theirs.close()
-    control.send(ours, boot.to_message())
-    return process, ours
+    try:
+        control.send(ours, boot.to_message())
+        # It reports the death of exactly this process, whatever becomes of its number.
+        return process, ours, os.pidfd_open(process.pid)
+    except OSError:
+        ours.close()
+        process.kill()
+        process.wait()
+        raise
 
 
 def _environment(role: str) -> dict[str, str]:

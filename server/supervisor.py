@@ -16,6 +16,7 @@ import os
 import secrets
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -24,7 +25,7 @@ from scheduler.arena import Arena, Dimensions
 from server import control
 from server.attachments import Attachments
 from server.books import books
-from server.boot import Boot, spawn
+from server.boot import Boot
 from server.children import Child, Duty
 from server.devices import engine_devices
 from server.handover import Handover
@@ -40,11 +41,8 @@ from server.telemetry.trace_process import TraceProcess
 from server.trials import Trials
 from server.watchdog import Watchdog
 
-# A child that served is restarted at once; one that dies before it could, after a growing delay.
-MAX_RESTART_DELAY_S = 5.0
 # Before the service was ever ready, this many failed starts of one child mean that it never will be.
 GIVE_UP_STARTS = 3
-FIRST_RESTART_DELAY_S = 0.1
 # Beyond the grace period, for what the children do after the last RPC has ended.
 STOP_MARGIN_S = 5.0
 # One chair for the engine that serves a device, and one for its successor.
@@ -277,36 +275,28 @@ class Supervisor:
         }
 
     def spawn(self, child: Child) -> None:
-        """Starts a process in this place; none while the service ends."""
+        """Starts a process in this place; none while the service ends. Raises OSError, see `boot.spawn`."""
         if self.stopping:
             return
         revision = child.revision
         child.taken_up = revision.number
-        child.boot_id = secrets.randbits(63)
-        child.process, child.socket = spawn(
-            Boot(
-                role=child.role,
-                index=child.index,
-                parent_pid=os.getpid(),
-                arena_fd=self._arena_fd,
-                frontend_eventfds=tuple(self._eventfds[c.name] for c in self._frontends),
-                engine_eventfds=tuple(self._eventfds[c.name] for c in self._engines),
-                revision=revision.number,
-                settings=revision.settings.model_dump_json(),
-                lineup=revision.lineup.to_json(),
-                grpc_port=self.grpc_port,
-                device=self._device(child) if child in self._engines else "",
-                considerate=child.duty is Duty.PREPARING,
-                boot_id=child.boot_id,
-                records_fd=self.traces.records_fd if self.traces and child in self._frontends else -1,
-            )
+        boot = Boot(
+            role=child.role,
+            index=child.index,
+            parent_pid=os.getpid(),
+            arena_fd=self._arena_fd,
+            frontend_eventfds=tuple(self._eventfds[c.name] for c in self._frontends),
+            engine_eventfds=tuple(self._eventfds[c.name] for c in self._engines),
+            revision=revision.number,
+            settings=revision.settings.model_dump_json(),
+            lineup=revision.lineup.to_json(),
+            grpc_port=self.grpc_port,
+            device=self._device(child) if child in self._engines else "",
+            considerate=child.duty is Duty.PREPARING,
+            boot_id=secrets.randbits(63),
+            records_fd=self.traces.records_fd if self.traces and child in self._frontends else -1,
         )
-        # A pidfd reports the death of exactly this process, whatever becomes of its number.
-        child.pidfd = os.pidfd_open(child.process.pid)
-        loop = asyncio.get_running_loop()
-        loop.add_reader(child.pidfd, self._exited, child)
-        control.listen(child.socket, lambda message: self._heard(child, message))
-        log.debug("spawned", child=child.name, pid=child.process.pid)
+        child.start(boot, partial(self._heard, child), partial(self._exited, child))
         if child.role == "frontend":
             child.warm = True  # it prepares nothing that takes long; its attach may wait in the socket
             self._attach_clean()
@@ -416,21 +406,7 @@ class Supervisor:
     # -- deaths -------------------------------------------------------------------------------
 
     def _exited(self, child: Child) -> None:
-        assert child.process is not None
-        assert child.socket is not None
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(child.pidfd)
-        loop.remove_reader(child.socket)
-        for message in control.unread(child.socket):
-            self._heard(child, message)
-        os.close(child.pidfd)
-        child.socket.close()
-        code = child.process.wait()
-        was_ready = child.ready
-        child.process = child.socket = None
-        child.warm = child.ready = False
-        child.readings = {}
-
+        code = child.ended(partial(self._heard, child))
         # What it has left behind is dealt with also while stopping: others may be waiting for it.
         self._clean_up_after(child)
         self._handover.moved()
@@ -447,13 +423,8 @@ class Supervisor:
             child.failure = child.failure or f"its process died with code {code}"
             return  # who prepares it does not go on with it
         log.error("child died", child=child.name, code=code)
-        child.failed_starts = 0 if was_ready else child.failed_starts + 1
-        if child.failed_starts >= GIVE_UP_STARTS and not self._announced:
-            log.error("giving up: it has never been ready", child=child.name, starts=child.failed_starts)
-            self._exit_code = 1
-            self.drain()
-            return
-        self._restart(child)
+        child.restarts += 1
+        self._start_later(child)
 
     def _clean_up_after(self, child: Child) -> None:
         if child in self._engines:
@@ -477,14 +448,21 @@ class Supervisor:
                 self._arena.native.reset_frontend(child.index)
         self._attach_clean()
 
-    def _restart(self, child: Child) -> None:
-        child.restarts += 1
-        delay_s = 0.0
-        if child.failed_starts:
-            delay_s = min(MAX_RESTART_DELAY_S, FIRST_RESTART_DELAY_S * 2 ** (child.failed_starts - 1))
+    def _start_later(self, child: Child) -> None:
+        if child.failed_starts >= GIVE_UP_STARTS and not self._announced:
+            log.error("giving up: it has never been ready", child=child.name, starts=child.failed_starts)
+            self._exit_code = 1
+            self.drain()
+            return
         # Not cancelled by a drain: spawn starts nothing while stopping.
-        asyncio.get_running_loop().call_later(delay_s, self._spawn_again, child)
+        asyncio.get_running_loop().call_later(child.restart_delay_s, self._start_again, child)
 
-    def _spawn_again(self, child: Child) -> None:
-        if child.duty is Duty.SERVING and not child.alive:  # others may have taken over meanwhile
+    def _start_again(self, child: Child) -> None:
+        if child.duty is not Duty.SERVING or child.alive:
+            return  # others have taken over meanwhile
+        try:
             self.spawn(child)
+        except OSError as error:  # what is missing now may be there soon
+            child.failed_starts += 1
+            log.error("child cannot be started", child=child.name, error=error.strerror)
+            self._start_later(child)

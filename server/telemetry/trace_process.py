@@ -8,15 +8,12 @@ from collections.abc import Sequence
 import structlog
 
 from server import control
-from server.boot import Boot, spawn
+from server.boot import Boot
 from server.children import Child, Duty
 from server.revision import Revision
 from server.telemetry.trace_counts import TraceCounts
 from server.telemetry.trace_records import channel
 
-# It dies by a bug or because somebody kills it; what it would have told until it is back waits in the socket.
-FIRST_RESTART_DELAY_S = 0.1
-MAX_RESTART_DELAY_S = 5.0
 # What a collector gets to take the rest, at the end of the service.
 STOP_S = 5.0
 # Between what the process is given to end and its being killed.
@@ -53,32 +50,32 @@ class TraceProcess:
         return self._past + self._present
 
     def start(self) -> None:
-        """Starts the process; not while the service ends."""
+        """Starts the process, or tries again soon; not while the service ends."""
         if self._stopping:
             return
         child = self.child
         revision = child.revision
-        child.process, child.socket = spawn(
-            Boot(
-                role=child.role,
-                index=child.index,
-                parent_pid=os.getpid(),
-                arena_fd=-1,
-                frontend_eventfds=(),
-                engine_eventfds=(),
-                revision=revision.number,
-                settings=revision.settings.model_dump_json(),
-                lineup="",
-                grpc_port=0,
-                device=self._devices,
-                boot_id=secrets.randbits(63),
-                records_fd=self._receiving.fileno(),
-            )
+        boot = Boot(
+            role=child.role,
+            index=child.index,
+            parent_pid=os.getpid(),
+            arena_fd=-1,
+            frontend_eventfds=(),
+            engine_eventfds=(),
+            revision=revision.number,
+            settings=revision.settings.model_dump_json(),
+            lineup="",
+            grpc_port=0,
+            device=self._devices,
+            boot_id=secrets.randbits(63),
+            records_fd=self._receiving.fileno(),
         )
-        child.pidfd = os.pidfd_open(child.process.pid)
-        asyncio.get_running_loop().add_reader(child.pidfd, self._exited)
-        control.listen(child.socket, self._heard)
-        log.debug("spawned", child=child.name, pid=child.process.pid)
+        try:
+            child.start(boot, self._heard, self._exited)
+        except OSError as error:
+            child.failed_starts += 1
+            log.error("child cannot be started", child=child.name, error=error.strerror)
+            asyncio.get_running_loop().call_later(child.restart_delay_s, self.start)
 
     def change(self, revision: Revision) -> None:
         """Goes by these settings from now on."""
@@ -110,7 +107,6 @@ class TraceProcess:
         match message["type"]:
             case "ready":
                 self.child.ready = True
-                self.child.failed_starts = 0
             case "traced":
                 self._present = TraceCounts(**message["counts"])
             case other:
@@ -118,24 +114,12 @@ class TraceProcess:
 
     def _exited(self) -> None:
         child = self.child
-        assert child.process is not None
-        assert child.socket is not None
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(child.pidfd)
-        loop.remove_reader(child.socket)
-        for message in control.unread(child.socket):
-            self._heard(message)
-        os.close(child.pidfd)
-        child.socket.close()
-        code = child.process.wait()
-        was_ready, child.ready = child.ready, False
-        child.process = child.socket = None
+        code = child.ended(self._heard)
         self._past, self._present = self.counts, TraceCounts()
         if self._stopping:
             self._ended.set()
             return
         log.error("child died", child=child.name, code=code)
-        child.failed_starts = 0 if was_ready else child.failed_starts + 1
         child.restarts += 1
-        delay_s = min(MAX_RESTART_DELAY_S, FIRST_RESTART_DELAY_S * 2**child.failed_starts)
-        loop.call_later(delay_s, self.start)
+        # What it would have told until it is back waits in the socket.
+        asyncio.get_running_loop().call_later(child.restart_delay_s, self.start)

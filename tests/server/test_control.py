@@ -201,7 +201,7 @@ def test_spawned_child_has_the_arena_and_the_eventfds_by_their_numbers() -> None
         frontend_eventfds=tuple(eventfds[:2]),
         engine_eventfds=tuple(eventfds[2:]),
     )
-    process, ours = spawn(boot)
+    process, ours, pidfd = spawn(boot)
     open_there = Path(f"/proc/{process.pid}/fd")
     try:
         assert os.readlink(open_there / str(arena_fd)).startswith("/memfd:test-arena")
@@ -212,5 +212,5 @@ def test_spawned_child_has_the_arena_and_the_eventfds_by_their_numbers() -> None
         process.kill()
         process.wait()
         ours.close()
-        for fd in (arena_fd, decoy_fd, *eventfds):
+        for fd in (pidfd, arena_fd, decoy_fd, *eventfds):
             os.close(fd)
