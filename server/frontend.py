@@ -27,6 +27,7 @@ from server.limits import channel_options
 from server.lineup import Lineup
 from server.model_books import ModelBooks
 from server.models import ModelTable
+from server.preemption import wake_without_preempting
 from server.problems import SettingsError
 from server.rpc import health, inference, kserve, models
 from server.rpc.desk import Desk
@@ -178,6 +179,7 @@ class Frontend:
             self._engines_serve()
         asyncio.get_running_loop().set_exception_handler(self._unexpected)
         await self._server.start()
+        wake_without_preempting()  # gRPC's threads are there by now, and stay as they are
         collector.settle()
         control.listen(self._socket, self._obey)
         control.send(self._socket, {"type": "ready"})
