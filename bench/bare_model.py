@@ -16,8 +16,10 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+FILE = Path(__file__).resolve().parents[1] / "models" / "sp500_direction" / "1" / "model.pt"
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 WARM_UP_CALLS = 10
 
@@ -52,14 +54,11 @@ def measure(seconds: float = 1.0, batches: tuple[int, ...] = (1, 16, 32)) -> Bar
     return BareModel.of(rows)
 
 
-def load() -> Any:
-    """The bundled model, computed by one thread."""
+def load(path: str | Path = FILE) -> Any:
+    """A TorchScript file, computed by one thread. Servers of peers call it, in environments of their own."""
     import torch
 
-    from server.settings import bundled_repository
-
     torch.set_num_threads(1)
-    path = bundled_repository() / "sp500_direction" / "1" / "model.pt"
     return torch.jit.load(path).eval()  # type: ignore[no-untyped-call]
 
 

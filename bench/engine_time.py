@@ -1,12 +1,11 @@
 """What a server's engines have computed so far, from its metrics."""
 
 import re
-import urllib.request
 from dataclasses import dataclass
 
 from bench.server_process import ServerProcess
+from client.load.soak import fetch
 
-TIMEOUT_S = 5.0
 _SUM = re.compile(r"^tickring_(compute_seconds|batch_size)_sum\{.*\} (\S+)$", re.MULTILINE)
 
 
@@ -20,9 +19,7 @@ class EngineTime:
     @classmethod
     def of(cls, server: ServerProcess) -> "EngineTime":
         """Since the server started. Raises OSError when its metrics cannot be read."""
-        url = f"http://127.0.0.1:{server.http_port}/metrics"
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-            text = answer.read().decode()
+        text = fetch(f"http://127.0.0.1:{server.http_port}/metrics")
         sums = {"compute_seconds": 0.0, "batch_size": 0.0}
         for name, value in _SUM.findall(text):
             sums[name] += float(value)

@@ -101,7 +101,9 @@ def measure(servers: Mapping[str, ServerProcess], rounds: int) -> Table:
                     alone = capacity(server.target, seed=number)
                     # What the same server does with as many calls to refuse, all of them nonsense.
                     refused_per_s = max(0.0, load - 1) * alone
-                    before = capacity(server.target, refused_per_s=refused_per_s, seed=number)
+                    before = alone
+                    if refused_per_s:
+                        before = capacity(server.target, refused_per_s=refused_per_s, seed=number)
                     started = EngineTime.of(server)
                     flows = _flows(members, load * alone)
                     result = offer(server.target, flows, SECONDS, seed=number, warm_up_s=SETTLED_S)

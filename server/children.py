@@ -77,6 +77,11 @@ class Child:
         control.listen(self.socket, heard)
         log.debug("spawned", child=self.name, pid=self.process.pid)
 
+    def not_started(self, error: OSError) -> None:
+        """Counts that `start` has failed: what is missing now may be there when it is tried again."""
+        self.failed_starts += 1
+        log.error("child cannot be started", child=self.name, error=error.strerror)
+
     def ended(self, heard: Heard) -> int:
         """Empties the place, once `heard` knows what the process still said; returns its exit code."""
         assert self.process is not None

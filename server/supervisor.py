@@ -462,7 +462,6 @@ class Supervisor:
             return  # others have taken over meanwhile
         try:
             self.spawn(child)
-        except OSError as error:  # what is missing now may be there soon
-            child.failed_starts += 1
-            log.error("child cannot be started", child=child.name, error=error.strerror)
+        except OSError as error:
+            child.not_started(error)
             self._start_later(child)

@@ -6,7 +6,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.bare_model import MALLOC
+from bench.bare_model import FILE, MALLOC
 from bench.peers.environments import HERE, interpreter
 from bench.server_process import free_ports
 
@@ -52,9 +52,8 @@ class Peer:
             ports = [f"--grpc-port={port}", f"--http-port={others[0]}", f"--admin-port={others[1]}"]
             return port, [str(self.python()), "-m", "server", *ports]
         outputs = [f"--output={name}:{size}" for name, size in OUTPUTS.items()]
-        path = ROOT / "models" / MODEL / "1" / "model.pt"
         command = [str(self.python()), "-P", "-m", f"bench.peers.{self.script}", f"--port={port}"]
-        command += [f"--spare-port={others[0]}", f"--model={path}", f"--input={INPUT}", *outputs]
+        command += [f"--spare-port={others[0]}", f"--model={FILE}", f"--input={INPUT}", *outputs]
         return port, [*command, f"--max-batch={MAX_BATCH}", *self.options]
 
     def variables(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from mlserver.codecs import NumpyCodec
 from mlserver.settings import ModelParameters
 from mlserver.types import InferenceRequest, InferenceResponse
 
+from bench.bare_model import load
 from bench.peers import serving
 
 
@@ -17,7 +18,7 @@ class Model(MLModel):  # type: ignore[misc]
 
     async def load(self) -> bool:
         """Before it is ready."""
-        self._model = serving.model(self.settings.parameters.uri)
+        self._model = load(self.settings.parameters.uri)
         self._outputs = self.settings.parameters.extra["outputs"]
         return True
 

@@ -15,13 +15,14 @@ from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
+from bench.bare_model import load
 from bench.peers import serving
 
 
 def main() -> None:
     """Serves until it is told to end."""
     given = serving.parser(__doc__).parse_args()
-    model, sizes = serving.model(given.model), serving.sizes(given.outputs)
+    model, sizes = load(given.model), serving.sizes(given.outputs)
 
     @batch  # type: ignore[untyped-decorator]
     def infer(**inputs: np.ndarray) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.bare_model import load
 from bench.peers import serving
 
 
@@ -54,7 +55,7 @@ class Model:
     """The replica: batches of what waits, on the loop that serves them."""
 
     def __init__(self, path: str, name: str, outputs: list[str]) -> None:
-        self._model = serving.model(path)
+        self._model = load(path)
         self._name = name
         self._outputs = outputs
 

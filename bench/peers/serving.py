@@ -1,7 +1,6 @@
 """What the servers of all peers share. They run it in environments of their own, so it imports little."""
 
 import argparse
-from typing import Any
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
@@ -19,11 +18,3 @@ def parser(about: str | None) -> argparse.ArgumentParser:
 def sizes(outputs: list[str]) -> dict[str, int]:
     """Of the outputs that were told, by name, in the order in which the model gives them."""
     return {name: int(size) for name, size in (each.split(":") for each in outputs)}
-
-
-def model(path: str) -> Any:
-    """The TorchScript file, computed by one thread."""
-    import torch
-
-    torch.set_num_threads(1)
-    return torch.jit.load(path).eval()  # type: ignore[no-untyped-call]

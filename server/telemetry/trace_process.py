@@ -73,8 +73,7 @@ class TraceProcess:
         try:
             child.start(boot, self._heard, self._exited)
         except OSError as error:
-            child.failed_starts += 1
-            log.error("child cannot be started", child=child.name, error=error.strerror)
+            child.not_started(error)
             asyncio.get_running_loop().call_later(child.restart_delay_s, self.start)
 
     def change(self, revision: Revision) -> None:
