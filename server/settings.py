@@ -243,7 +243,7 @@ class SchedulerTable(_Table):
 
     `early_refusal`: refuse at the door, or drop from the queue, what cannot be done by its deadline any more,
     and bulk that would delay urgent work. `spin_us`: how long engines and front ends look for work or
-    answers before they sleep; 0: not at all.
+    answers before they sleep; 0: not at all, auto: 10 ms and 2 ms where cores are left.
     """
 
     max_batch_size: Annotated[Whole, Field(ge=1, le=MAX_BATCH_SIZE)] = 64

@@ -10,9 +10,12 @@ from server.repository import Manifest
 from server.settings import Settings
 
 # An engine spins only where cores are left for those that it waits for. With two cores one engine did well to
-# spin on every load that was tried: it yields its core whenever somebody else can use it, and a lone call
-# finds it awake and warm (docs/decisions/0006).
-SPIN_AUTO_US = 2000
+# spin on every load that was tried: it yields its core whenever somebody else can use it, and a call
+# finds it awake and warm (docs/decisions/0006, 0020).
+ENGINE_SPIN_AUTO_US = 10_000
+# A front end looks while it waits for answers, which shares a core with gRPC's own thread and the callers:
+# only for short ones (docs/decisions/0017).
+FRONTEND_SPIN_AUTO_US = 2_000
 # Of one GPU, for any work: copies and launches of one batch overlap with another's computation. One more
 # where none is reserved.
 GPU_STREAMS = 2
@@ -75,7 +78,7 @@ def engine_sizes(settings: Settings, device: str) -> EngineSizes:
     if executor.cpu_threads != "auto":
         threads = executor.cpu_threads
     spin = settings.scheduler.spin_us
-    spin_us = (SPIN_AUTO_US if cores() > sharing else 0) if spin == "auto" else spin
+    spin_us = (ENGINE_SPIN_AUTO_US if cores() > sharing else 0) if spin == "auto" else spin
     return EngineSizes(device, wanted - reserved, reserved, spares, threads, spin_us * 1000)
 
 
@@ -85,7 +88,7 @@ def frontend_spin_ns(settings: Settings) -> int:
     if spin == "auto":
         # A core for each of those that would spin; two were enough on every load that was tried.
         sharing = len(settings.executor.device.split(","))
-        spin = SPIN_AUTO_US if cores() >= frontends(settings) + sharing else 0
+        spin = FRONTEND_SPIN_AUTO_US if cores() >= frontends(settings) + sharing else 0
     return spin * 1000
 
 

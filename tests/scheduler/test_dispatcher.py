@@ -228,16 +228,19 @@ def test_completing_a_batch_twice_is_a_bug(world: World) -> None:
 
 
 def test_spinning_pays_only_while_waits_are_short() -> None:
-    """Sleeps at first and after long waits, spins twice the mean after short ones."""
+    """Sleeps at first and while waits are longer than half of the limit, else spins for all of it."""
     spin = SpinBudget(limit_ns=1000)
     assert spin.spin_ns() == 0
     spin.waited(100)
-    assert spin.spin_ns() == 200
+    assert spin.spin_ns() == 1000
     spin.waited(10**12)
     assert spin.spin_ns() == 0
     for _ in range(60):
         spin.waited(100)
-    assert 200 <= spin.spin_ns() < 220
+    assert spin.spin_ns() == 1000
+    for _ in range(60):
+        spin.waited(502)
+    assert spin.spin_ns() == 0
 
 
 def test_no_spinning_where_it_is_off() -> None:

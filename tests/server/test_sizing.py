@@ -12,7 +12,8 @@ from server.configuration import load_settings
 from server.repository import Manifest, SchedulerOverrides, load_repository
 from server.settings import bundled_repository
 from server.sizing import (
-    SPIN_AUTO_US,
+    ENGINE_SPIN_AUTO_US,
+    FRONTEND_SPIN_AUTO_US,
     EngineSizes,
     batch_plan,
     bulk_quantum_ns,
@@ -22,7 +23,7 @@ from server.sizing import (
 )
 
 MS = 1_000_000
-SPIN_NS = SPIN_AUTO_US * 1000
+SPIN_NS = ENGINE_SPIN_AUTO_US * 1000
 
 
 @pytest.fixture
@@ -211,6 +212,8 @@ def test_front_ends_look_for_answers_where_each_has_a_core(
 ) -> None:
     """Unless they are told how long, or not at all."""
     on_cores(cores)
-    assert frontend_spin_ns(settings(executor={"device": device})) == (SPIN_NS if spins else 0)
+    assert frontend_spin_ns(settings(executor={"device": device})) == (
+        FRONTEND_SPIN_AUTO_US * 1000 if spins else 0
+    )
     assert frontend_spin_ns(settings(executor={"device": device}, scheduler={"spin_us": 7})) == 7000
     assert frontend_spin_ns(settings(scheduler={"spin_us": 0})) == 0
