@@ -180,7 +180,7 @@ class _FrontEnd:
             engine=admitted.engine,
             now_ns=now_ns,
             arrived_ns=now_ns,
-            deadline_ns=request.deadline_ns,
+            deadline_ns=admitted.deadline_ns,
             exclusive=False,
         )
 

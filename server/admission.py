@@ -29,7 +29,8 @@ MAX_RETRY_S = 5.0
 ENGINE_RETRY_S = 1.0
 DRAIN_RETRY_S = 1.0
 # Of the time that a caller gives: for the way back, of which nothing is known here. Without it an overload
-# fills the queue with what is done right at its deadline and arrives right after it.
+# fills the queue with what is done right at its deadline and arrives right after it. It holds at the take
+# too: what would be done later gives its place to what is not late yet.
 WAY_BACK_PART = 0.05
 WAY_BACK_MOST_NS = 20_000_000
 # How far one result moves what is expected of the next ones, if it is later than that and if it is not. Late
@@ -41,10 +42,17 @@ LATENESS_PART = 0.5
 
 
 class Admitted(NamedTuple):
-    """The engine that is expected to be done first, and when that is at best; 0 while nothing is known."""
+    """A request that was let in.
+
+    Attributes:
+        engine: that is expected to be done first.
+        done_ns: when that is at best; 0 while nothing is known.
+        deadline_ns: until when it has to be done: the caller's deadline less the way back to it.
+    """
 
     engine: int
     done_ns: int
+    deadline_ns: int
 
 
 class Admission:
@@ -118,24 +126,26 @@ class Admission:
         if deadline_ns < now_ns:
             raise DeadlineMissed("the deadline has passed already", reason="DEADLINE_UNREACHABLE")
         engine, done_ns = self._engines.first_done(model, class_index, rows, now_ns)
-        if not self._early_refusal or done_ns == 0:
-            return Admitted(engine, done_ns)
+        if not self._early_refusal:
+            return Admitted(engine, done_ns, deadline_ns)
+        given_ns = deadline_ns - now_ns
+        way_back_ns = _way_back_ns(given_ns) if deadline_ns != _ring.NO_DEADLINE else 0
+        if done_ns == 0:
+            return Admitted(engine, done_ns, deadline_ns - way_back_ns)
         if self._entrance.held_rows[class_index]:
             done_ns += self._entrance.wait_ns(class_index, self._engines.item_ns(model, now_ns))
-        given_ns = deadline_ns - now_ns
         lane = model * _ring.CLASSES + class_index
         late_ns = 0
         # While all are refused by it nothing is delivered, and nothing would ever correct it.
         if now_ns - self._delivered_ns[lane] < STALE_NS:
             late_ns = max(0, int(min(self._late_ns[lane], given_ns * LATENESS_PART)))
-        way_back_ns = min(WAY_BACK_MOST_NS, int(given_ns * WAY_BACK_PART))
         if done_ns + late_ns > deadline_ns - way_back_ns:
             raise DeadlineMissed(
                 f"the deadline is in {given_ns / 1e6:.3g} ms, "
                 f"this would be done in {(done_ns + late_ns - now_ns) / 1e6:.3g} ms",
                 reason="DEADLINE_UNREACHABLE",
             )
-        return Admitted(engine, done_ns)
+        return Admitted(engine, done_ns, deadline_ns - way_back_ns)
 
     def _check_room(self, model: int, class_index: int, rows: int, now_ns: int) -> None:
         outstanding = self._partition.outstanding[class_index]
@@ -170,3 +180,7 @@ class Admission:
 
     def _share(self, limit: int) -> int:
         return max(1, math.ceil(limit / self._frontends))
+
+
+def _way_back_ns(given_ns: int) -> int:
+    return min(WAY_BACK_MOST_NS, int(given_ns * WAY_BACK_PART))

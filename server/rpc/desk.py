@@ -247,7 +247,7 @@ class Desk:
             engine=admitted.engine,
             now_ns=_ring.now_ns(),
             arrived_ns=arrived_ns,
-            deadline_ns=deadline_ns,
+            deadline_ns=admitted.deadline_ns,
             exclusive=request.exclusive,
         )
         return ticket

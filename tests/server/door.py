@@ -8,7 +8,7 @@ from scheduler import _ring
 from scheduler.errors import Overloaded
 from scheduler.partition import Submission
 from scheduler.priority import ClassLimits, PriorityClass
-from server.admission import Admission
+from server.admission import Admission, Admitted
 from tests.server.world import FrontEnd
 
 MS = 1_000_000
@@ -53,10 +53,10 @@ class Door:
         model: int = 0,
         in_ms: float | None = None,
         now_ns: int = NOW,
-    ) -> None:
+    ) -> Admitted:
         """With a deadline in so many milliseconds, or none."""
         deadline_ns = _ring.NO_DEADLINE if in_ms is None else now_ns + round(in_ms * MS)
-        self.admission.check(model, cls.index, rows, deadline_ns, now_ns)
+        return self.admission.check(model, cls.index, rows, deadline_ns, now_ns)
 
     def refusal(self, rows: int = 1, cls: PriorityClass = HIGH, *, model: int = 0) -> Overloaded:
         """What these rows are told."""

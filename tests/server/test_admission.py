@@ -337,3 +337,24 @@ def test_the_way_back_never_takes_more_than_its_most(
     door.check(in_ms=2 + admission.WAY_BACK_MOST_NS / MS)
     with pytest.raises(DeadlineMissed):
         door.check(in_ms=1.9 + admission.WAY_BACK_MOST_NS / MS)
+
+
+@pytest.mark.parametrize(
+    ("in_ms", "early_refusal", "left_ms"), [(100, True, 95), (10_000, True, 9_980), (100, False, 100)]
+)
+def test_engines_have_the_time_but_for_the_way_back(
+    front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch, in_ms: int, early_refusal: bool, left_ms: int
+) -> None:
+    """What is done later than that would arrive too late, so it is not computed; by the clock alone it is."""
+    monkeypatch.setattr(admission, "WAY_BACK_PART", 0.05)
+    forecast(front_end)
+    admitted = Door(front_end, early_refusal=early_refusal).check(in_ms=in_ms)
+    assert admitted.deadline_ns == NOW + left_ms * MS
+
+
+def test_no_deadline_stays_none(front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is there a way back of no time, before anything is known of the engine and after."""
+    monkeypatch.setattr(admission, "WAY_BACK_PART", 0.05)
+    assert Door(front_end).check().deadline_ns == _ring.NO_DEADLINE
+    forecast(front_end)
+    assert Door(front_end).check().deadline_ns == _ring.NO_DEADLINE

@@ -83,6 +83,7 @@ def test_slots_hold_the_rows(front_end: FrontEnd) -> None:
         (5000, None, 5000),
     ],
 )
+@pytest.mark.usefixtures("no_way_back")
 def test_deadline_is_the_sooner_one_and_the_default_where_there_is_none(
     front_end: FrontEnd, own_ms: int | None, rpc_ms: int | None, expected_ms: int
 ) -> None:

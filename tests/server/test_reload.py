@@ -32,6 +32,7 @@ def with_limits(number: int, **changes: int) -> tuple[Any, ...]:
     return tuple(limits)
 
 
+@pytest.mark.usefixtures("no_way_back")
 def test_front_end_uses_other_limits_from_the_next_request_on(front_end: FrontEnd) -> None:
     """Timeout, key and queue; what has been let in keeps what it got."""
     front_end.submit(request(priority=3), arrived_ns=_ring.now_ns())
