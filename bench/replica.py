@@ -156,6 +156,7 @@ class _FrontEnd:
             limits,
             models=1,
             bulk_quantum_ns=bulk_quantum_ns(settings),
+            early_refusal=settings.scheduler.early_refusal,
         )
         self._admission = Admission(
             partition,

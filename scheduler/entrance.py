@@ -108,9 +108,13 @@ class Entrance:
         models: int,
         bulk_quantum_ns: int,
         frontends: int = 1,
+        early_refusal: bool = True,
         on_held: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_held` is called when something is held: from then on, call `let_in` every few milliseconds."""
+        """Args:
+        early_refusal: do not let in what cannot be done by its deadline any more.
+        on_held: called when something is held: from then on, call `let_in` every few milliseconds.
+        """
         self._partition = partition
         self._engines = engines
         self._stamp = KeyStamp(models, limits)
@@ -125,10 +129,11 @@ class Entrance:
         self.held_rows = [0] * CLASS_COUNT
         self._paces = [_Pace() for _ in range(CLASS_COUNT)]
         self._swept_ns = 0
-        self.change(limits, bulk_quantum_ns)
+        self.change(limits, bulk_quantum_ns, early_refusal=early_refusal)
 
-    def change(self, limits: Sequence[ClassLimits], bulk_quantum_ns: int) -> None:
+    def change(self, limits: Sequence[ClassLimits], bulk_quantum_ns: int, *, early_refusal: bool) -> None:
         """Uses other slacks, and another quantum, from now on; what has entered keeps its key."""
+        self._early_refusal = early_refusal
         if bulk_quantum_ns != self._quantum_ns:
             self._accounts = [{} for _ in self._accounts]
         self._quantum_ns = bulk_quantum_ns
@@ -187,7 +192,13 @@ class Entrance:
             while queue:
                 submission, entry = next(iter(queue.items()))
                 rows = len(submission.slots)
-                wanted = self._engines.choose(submission.model, submission.class_index, rows, now_ns)
+                wanted, done_ns = self._engines.first_done(
+                    submission.model, submission.class_index, rows, now_ns
+                )
+                if self._early_refusal and done_ns > entry.deadline_ns:
+                    # It would expire in the lanes, and the account would have paid for nothing.
+                    self._expire(submission, entry, now_ns)
+                    continue
                 found = self._find_room(submission, wanted, now_ns)
                 if found is None:
                     break
@@ -228,9 +239,13 @@ class Entrance:
     def _sweep(self, now_ns: int) -> None:
         """Ends what has expired; deadlines are not in the order of arrival."""
         for queue in self._held:
-            for submission in [held for held, entry in queue.items() if entry.deadline_ns < now_ns]:
-                submission.queue_wait_ns = now_ns - queue[submission].arrived_ns
-                self._withdraw(submission, Outcome.EXPIRED)
+            for submission, entry in list(queue.items()):
+                if entry.deadline_ns < now_ns:
+                    self._expire(submission, entry, now_ns)
+
+    def _expire(self, submission: Submission, entry: _Entry, now_ns: int) -> None:
+        submission.queue_wait_ns = now_ns - entry.arrived_ns
+        self._withdraw(submission, Outcome.EXPIRED)
 
     def _find_room(self, submission: Submission, wanted: int, now_ns: int) -> int | None:
         """The engine whose lanes it may enter now, if possible the wanted one; None: it has to be held."""

@@ -111,6 +111,7 @@ class Frontend:
             models=arena.native.models,
             bulk_quantum_ns=bulk_quantum_ns(settings),
             frontends=frontends(settings),
+            early_refusal=settings.scheduler.early_refusal,
             on_held=self._held.set,
         )
         self._admission = Admission(

@@ -183,10 +183,10 @@ class Desk:
     ) -> None:
         """Goes by these from now on; what has been let in keeps its key and its deadline.
 
-        `bulk_quantum_ns`: see `Entrance`; the last two: see `Admission`.
+        `bulk_quantum_ns`: see `Entrance`; `model_limits`: see `Admission`; `early_refusal`: see both.
         """
         self.limits = limits
-        self.entrance.change(limits, bulk_quantum_ns)
+        self.entrance.change(limits, bulk_quantum_ns, early_refusal=early_refusal)
         self.admission.change(limits, early_refusal, model_limits)
 
     def move_in(self, owners: Mapping[int, int]) -> None:

@@ -78,8 +78,10 @@ class Door:
         self.enter("crowd", number, rows=20)
         assert (self.queued[number - 1], self.held[number - 1]) == (22, 0)
 
-    def change(self, limits: Sequence[ClassLimits], quantum_ms: float = QUANTUM_MS) -> None:
-        self.entrance.change(limits, round(quantum_ms * MS))
+    def change(
+        self, limits: Sequence[ClassLimits], quantum_ms: float = QUANTUM_MS, *, early_refusal: bool = True
+    ) -> None:
+        self.entrance.change(limits, round(quantum_ms * MS), early_refusal=early_refusal)
 
     def let_in(self, after_ms: float = 0) -> None:
         self.world.clock.advance(round(after_ms * MS))

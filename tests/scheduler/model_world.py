@@ -133,6 +133,7 @@ class Frontend:
             models=MODELS,
             bulk_quantum_ns=QUANTUM_NS,
             frontends=FRONTENDS,
+            early_refusal=early_refusal,
         )
         self.admission = Admission(
             self.partition,
@@ -166,7 +167,7 @@ class Frontend:
     def change(self, limits: Sequence[ClassLimits], quantum_ns: int, *, early_refusal: bool) -> None:
         self._limits = limits
         self._early_refusal = early_refusal
-        self._entrance.change(limits, quantum_ns)
+        self._entrance.change(limits, quantum_ns, early_refusal=early_refusal)
         self.admission.change(limits, early_refusal, MODEL_LIMITS)
 
     def submit(self, wish: Wish) -> Request | None:
@@ -257,7 +258,11 @@ class Frontend:
         assert request.held
         match outcome:
             case Outcome.EXPIRED:
-                assert request.deadline_ns < self._world.clock.now_ns()
+                now_ns = self._world.clock.now_ns()
+                _, done_ns = self._engines.first_done(request.model, request.cls, len(request.rows), now_ns)
+                unreachable = self._early_refusal and done_ns > request.deadline_ns
+                assert request.deadline_ns < now_ns or unreachable
+                self._world.seen["held and unreachable"] += request.deadline_ns >= now_ns
             case Outcome.CANCELLED:
                 assert request is self._cancelling
             case _:

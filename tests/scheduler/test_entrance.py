@@ -201,8 +201,9 @@ def test_held_item_expires_wherever_it_stands(make_door: MakeDoor) -> None:
 def test_what_has_expired_and_enters_before_anybody_looks_is_dropped_at_the_take(
     make_door: MakeDoor,
 ) -> None:
-    """It is not computed either way."""
+    """It is not computed either way; here the clock alone decides what enters."""
     door = make_door(item_ms=10)
+    door.change(DEFAULT_LIMITS, early_refusal=False)
     door.crowd(3)
     door.enter("late", 3, timeout_ms=1)
     door.let_in()
@@ -211,6 +212,18 @@ def test_what_has_expired_and_enters_before_anybody_looks_is_dropped_at_the_take
     assert (door.queued[2], door.held[2]) == (1, 0)
     assert door.take(8) == 0
     assert (door.ended[-1], door.waits_ms["late"]) == (("late", Outcome.EXPIRED), 2)
+
+
+def test_what_cannot_be_done_any_more_does_not_enter(make_door: MakeDoor) -> None:
+    """It ends as expired when its turn comes; the account has not paid for it, and lets the next one in."""
+    door = make_door(item_ms=10)
+    door.fill(1, 4)  # 40 ms of work that goes before it
+    door.crowd(3)
+    door.enter("late", 3, timeout_ms=3_950)
+    door.enter("next", 3)
+    door.let_in(after_ms=3_900)
+    assert (door.ended, door.waits_ms["late"]) == ([("late", Outcome.EXPIRED)], 3_900)
+    assert (door.queued[2], door.held[2]) == (23, 0)
 
 
 def test_caller_that_leaves_a_held_item_hears_at_once(make_door: MakeDoor) -> None:
