@@ -19,7 +19,7 @@ import argparse
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,10 +104,7 @@ def measure(servers: Mapping[str, ServerProcess], rounds: int) -> Table:
                     before = alone
                     if refused_per_s:
                         before = capacity(server.target, refused_per_s=refused_per_s, seed=number)
-                    started = EngineTime.of(server)
-                    flows = _flows(members, load * alone)
-                    result = offer(server.target, flows, SECONDS, seed=number, warm_up_s=SETTLED_S)
-                    row_s = EngineTime.of(server).row_s(started)
+                    result, row_s = _offer(server, _flows(members, load * alone), number)
                     after = capacity(server.target, refused_per_s=refused_per_s, seed=number)
                     point = table.setdefault((name, mix, load), Point())
                     point.add(result, (before + after) / 2, row_s)
@@ -119,6 +116,20 @@ def measure(servers: Mapping[str, ServerProcess], rounds: int) -> Table:
                     )
     print()
     return table
+
+
+def _offer(server: ServerProcess, flows: Sequence[Flow], seed: int) -> tuple[LoadResult, float]:
+    """What came of it, and the time that the engine took for a row while it counted."""
+    readings: list[EngineTime] = []
+    result = offer(
+        server.target,
+        flows,
+        SECONDS,
+        seed=seed,
+        warm_up_s=SETTLED_S,
+        on_settled=lambda: readings.append(EngineTime.of(server)),
+    )
+    return result, EngineTime.of(server).row_s(readings[-1])
 
 
 def _flows(members: tuple[PriorityClass, ...], rate_per_s: float) -> list[Flow]:

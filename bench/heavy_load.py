@@ -4,7 +4,7 @@ Latency counts from the instant at which a call should have been sent, so a serv
 falls behind cannot hide it. A refused call is not tried again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from hdrh.histogram import HdrHistogram
@@ -61,19 +61,34 @@ def offer(
     seed: int,
     warm_up_s: float = 0.0,
     linger_s: float = 0.0,
+    on_settled: Callable[[], None] = lambda: None,
 ) -> LoadResult:
     """Runs the load; what is still out `linger_s` after its end is cancelled.
+
+    `on_settled` is called when the time that counts has begun.
 
     A load that was late, on a machine that others use too, is run again, `ATTEMPTS` times in all. Raises
     TooSlow when all of them were late, and LoadFailed when the generator broke.
     """
     load = Load(Server(target), flows, duration_s, warm_up_s, linger_s, seed)
+
+    def attempt() -> LoadResult:
+        settled = False
+
+        def progress(elapsed_s: float, _results: int, _failures: int) -> None:
+            nonlocal settled
+            if not settled and elapsed_s >= warm_up_s:
+                settled = True
+                on_settled()
+
+        return generator.run(load, on_progress=progress, max_lag_ms=MAX_LAG_MS)
+
     for _ in range(ATTEMPTS - 1):
         try:
-            return generator.run(load, max_lag_ms=MAX_LAG_MS)
+            return attempt()
         except TooSlow:
             continue
-    return generator.run(load, max_lag_ms=MAX_LAG_MS)
+    return attempt()
 
 
 def capacity(target: str, *, refused_per_s: float = 0.0, seed: int = 0) -> float:
