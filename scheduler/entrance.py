@@ -6,7 +6,8 @@ the most urgent enters
 
 - while all that is there of these classes is less than `BATCHES` batches: the engine has enough to do; or
 - on the account of its class, which fills at `GUARANTEED_SHARE` of the engine's time, up to one bulk quantum:
-  whoever asks for less than that enters on arrival, whatever the others do, and so ages from then on.
+  whoever asks for less than that enters on arrival, whatever the others do, and so ages from then on. It
+  pays for what is computed: an item that expires in the lanes after all gives back what it entered for.
 
 The rest is held here, in the order of its arrival, and enters as the lanes empty. It keeps its slots, its
 deadline and its place in the queue limit; only its key does not age yet. docs/scheduling.md has the bounds.
@@ -59,6 +60,10 @@ class _Account:
             return False
         self._balance_ns -= cost_ns
         return True
+
+    def refund(self, cost_ns: float) -> None:
+        """It was paid for what the engine has never computed."""
+        self._balance_ns = min(self._limit_ns, self._balance_ns + cost_ns)
 
 
 class _Pace:
@@ -258,7 +263,9 @@ class Entrance:
             if self._has_room(engine, submission, now_ns):
                 return engine
         for engine in engines:
-            if self._accounts[engine][class_index].pays(self._cost_ns(engine, submission, now_ns), now_ns):
+            account, cost_ns = self._accounts[engine][class_index], self._cost_ns(engine, submission, now_ns)
+            if account.pays(cost_ns, now_ns):
+                submission.on_end = _refunding(account, cost_ns, submission.on_end)
                 return engine
         return None
 
@@ -296,3 +303,14 @@ class Entrance:
         self.held_rows[submission.class_index] -= rows
         self._partition.hold(submission, -rows)
         self._paces[submission.class_index].left(rows)
+
+
+def _refunding(
+    account: _Account, cost_ns: float, on_end: Callable[[Submission], None]
+) -> Callable[[Submission], None]:
+    def ended(submission: Submission) -> None:
+        if submission.executions == 0:  # it expired in the lanes, or its caller left
+            account.refund(cost_ns)
+        on_end(submission)
+
+    return ended

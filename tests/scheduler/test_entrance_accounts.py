@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from scheduler.partition import Outcome
 from tests.scheduler.door import QUANTUM_MS, Door
 from tests.scheduler.world import MS
 
@@ -101,3 +102,22 @@ def test_request_larger_than_the_room_does_not_starve(make_door: MakeDoor) -> No
     assert (door.queued[4], door.held[4]) == (20, 12)
     door.let_in(after_ms=1)
     assert (door.queued[4], door.held[4]) == (32, 0)
+
+
+@pytest.mark.parametrize(
+    ("timeout_ms", "outcome", "held"), [(1, Outcome.EXPIRED, 0), (99, Outcome.RESULT, 9)]
+)
+def test_an_account_pays_for_what_is_computed_only(
+    make_door: MakeDoor, timeout_ms: int, outcome: Outcome, held: int
+) -> None:
+    """What has expired in the lanes gives back what it entered for. Else 0.1 ms is there by then, for one."""
+    door = make_door(item_ms=1, target=4)
+    door.fill(4, 8)  # the room is taken
+    for _ in range(10):
+        door.enter("paid", 5, timeout_ms=timeout_ms)
+    door.world.clock.advance(2 * MS)
+    door.take(18)
+    assert [end for name, end in door.ended if name == "paid"] == [outcome] * 10
+    door.fill(4, 8)
+    door.fill(5, 10)
+    assert door.held[4] == held
