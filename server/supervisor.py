@@ -340,8 +340,8 @@ class Supervisor:
             case "ready":
                 child.ready = True
                 if child in self._handover.serving() and self._announced:
+                    self._tell_ready([child])  # before the log: who reads it may call at once
                     log.info("engine serves again", child=child.name)
-                    self._tell_ready([child])
                 elif child in self._frontends and self._announced:
                     log.info("front end serves again", child=child.name)
                 self._announce()

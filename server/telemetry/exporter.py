@@ -169,7 +169,6 @@ class Export:
         while records := self._inbox.take():
             self._round(records)
         self._send(self._spans.of_batches(all_of_them=True))
-        self._tell()
 
     def give_up(self, stop_by_s: float) -> NoReturn:
         """Ends the process in time, whatever `run` waits for; from another thread."""
@@ -187,27 +186,31 @@ class Export:
             self._due_s = now_s + EXPORT_EVERY_S
             spans += self._spans.of_batches()
         self._send(spans)
-        self._tell()
 
     def _send(self, spans: list[ReadableSpan]) -> None:
-        if not spans:
+        """Then tells the supervisor, and only then the log: who reads of a failure finds it counted."""
+        failing = not self._export(spans) if spans else self._failing
+        self._tell()
+        if failing == self._failing:
             return
+        self._failing = failing
+        if failing:
+            log.warning("traces do not reach the collector", why=self._complaint.text)
+        else:
+            log.info("traces reach the collector again", spans_lost=self._lost)
+
+    def _export(self, spans: list[ReadableSpan]) -> bool:
+        """Whether the collector has taken them."""
         try:
-            result = self._exporter.export(spans)
+            taken = self._exporter.export(spans) is SpanExportResult.SUCCESS
         except Exception as error:  # whatever a library of that size may raise: it is about spans only
             self._complaint.text = f"{type(error).__name__}: {error}"[:MAX_COMPLAINT]
-            result = SpanExportResult.FAILURE
-        failed = result is not SpanExportResult.SUCCESS
-        if failed:
-            self._lost += len(spans)
-        else:
+            taken = False
+        if taken:
             self._exported += len(spans)
-        if failed != self._failing:
-            self._failing = failed
-            if failed:
-                log.warning("traces do not reach the collector", why=self._complaint.text)
-            else:
-                log.info("traces reach the collector again", spans_lost=self._lost)
+        else:
+            self._lost += len(spans)
+        return taken
 
     def _tell(self) -> None:
         dropped = Counter(self._dropped)
