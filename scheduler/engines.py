@@ -81,15 +81,11 @@ class Engines:
             engines.remove(engine)
             engines.append(engine)
 
-    def choose(self, model: int, class_index: int, rows: int, now_ns: int) -> int:
-        """The engine for `rows` new items. At least one must be ready."""
-        engines = self._for_model[model]
-        if len(engines) == 1:
-            return engines[0]
-        return self.first_done(model, class_index, rows, now_ns)[0]
-
     def first_done(self, model: int, class_index: int, rows: int, now_ns: int) -> tuple[int, int]:
-        """The same engine, and the instant at which they are done at best; 0 while nothing is known."""
+        """The engine for `rows` new items, and when they are done at best; 0 while nothing is known.
+
+        At least one must be ready.
+        """
         ready = self._for_model[model]
         if len(ready) == 1:
             return ready[0], self._done_ns(ready[0], model, class_index, rows, now_ns)

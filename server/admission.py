@@ -129,9 +129,9 @@ class Admission:
         if not self._early_refusal:
             return Admitted(engine, done_ns, deadline_ns)
         given_ns = deadline_ns - now_ns
-        way_back_ns = _way_back_ns(given_ns) if deadline_ns != _ring.NO_DEADLINE else 0
+        by_ns = deadline_ns if deadline_ns == _ring.NO_DEADLINE else deadline_ns - _way_back_ns(given_ns)
         if done_ns == 0:
-            return Admitted(engine, done_ns, deadline_ns - way_back_ns)
+            return Admitted(engine, done_ns, by_ns)
         if self._entrance.held_rows[class_index]:
             done_ns += self._entrance.wait_ns(class_index, self._engines.item_ns(model, now_ns))
         lane = model * _ring.CLASSES + class_index
@@ -139,13 +139,13 @@ class Admission:
         # While all are refused by it nothing is delivered, and nothing would ever correct it.
         if now_ns - self._delivered_ns[lane] < STALE_NS:
             late_ns = max(0, int(min(self._late_ns[lane], given_ns * LATENESS_PART)))
-        if done_ns + late_ns > deadline_ns - way_back_ns:
+        if done_ns + late_ns > by_ns:
             raise DeadlineMissed(
                 f"the deadline is in {given_ns / 1e6:.3g} ms, "
                 f"this would be done in {(done_ns + late_ns - now_ns) / 1e6:.3g} ms",
                 reason="DEADLINE_UNREACHABLE",
             )
-        return Admitted(engine, done_ns, deadline_ns - way_back_ns)
+        return Admitted(engine, done_ns, by_ns)
 
     def _check_room(self, model: int, class_index: int, rows: int, now_ns: int) -> None:
         outstanding = self._partition.outstanding[class_index]

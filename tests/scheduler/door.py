@@ -57,7 +57,7 @@ class Door:
         submission = self.partition.reserve(rows, model, number - 1, ended)
         self.entrance.enter(
             submission,
-            engine=self.engines.choose(model, number - 1, rows, now_ns),
+            engine=self.engines.first_done(model, number - 1, rows, now_ns)[0],
             now_ns=now_ns,
             arrived_ns=now_ns,
             deadline_ns=_ring.NO_DEADLINE if timeout_ms is None else now_ns + round(timeout_ms * MS),
