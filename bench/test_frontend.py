@@ -8,6 +8,8 @@ from server.settings import Settings
 from server.telemetry.tracer import Tracer
 
 ROUNDS = 3
+# Of 3 ms each: a core keeps another clock for longer than a few of those.
+COPY_ROUNDS = 100
 
 
 def test_one_request(gate: Gate) -> None:
@@ -41,7 +43,7 @@ def test_tracing(gate: Gate) -> None:
 
 def test_copy(gate: Gate) -> None:
     """A window goes into its slot by one copy."""
-    gate.check("write_input", *(copy_us() for _ in range(ROUNDS)))
+    gate.check("write_input", *(copy_us() for _ in range(COPY_ROUNDS)))
 
 
 def _drain(records: socket.socket) -> None:
