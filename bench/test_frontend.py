@@ -7,7 +7,7 @@ from bench.frontend_path import CALLS, FrontendPath, copy_us, floor_us, raw_requ
 from server.settings import Settings
 from server.telemetry.tracer import Tracer
 
-ROUNDS = 3
+ROUNDS = 10
 # Of 3 ms each: a core keeps another clock for longer than a few of those.
 COPY_ROUNDS = 100
 
