@@ -167,10 +167,11 @@ async def test_who_may_call_what(guarded: Guarded) -> None:
     """Health is open; what is served, and reflection, take any good token."""
     listing = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
     async with guarded.channel() as channel:
+        reflect: Any = channel.stream_stream(REFLECTION, None, None)
         assert (await unary(channel, b"", method=HEALTH)).code is Code.OK
         for name, code in (("engine", Code.OK), ("panel", Code.OK), ("nobody", Code.UNAUTHENTICATED)):
             assert (await unary(channel, b"", method=LIST_MODELS, metadata=shows(name))).code is code
-            call: Any = channel.stream_stream(REFLECTION, None, None)(metadata=shows(name))
+            call = reflect(metadata=shows(name))
             if code is Code.OK:
                 await call.write(listing)
                 assert b"tickring.v1.InferenceService" in await call.read()
