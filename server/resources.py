@@ -93,8 +93,8 @@ def _watch(
             if gpu is not None:
                 found = found | gpu_readings(gpu.read(), cached_bytes())
             if pressure.read(found):
-                log.warning("target batch sizes changed", buckets_down=pressure.steps, cause=pressure.cause)
                 shrink(pressure.steps)
+                log.warning("target batch sizes changed", buckets_down=pressure.steps, cause=pressure.cause)
             for task in tasks:
                 task()
     except Exception:
