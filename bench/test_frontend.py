@@ -3,19 +3,15 @@
 import socket
 
 from bench.conftest import Gate
-from bench.frontend_path import CALLS, FrontendPath, copy_us, floor_us, raw_request
+from bench.frontend_path import CALLS, ROUNDS, FrontendPath, copy_rounds, raw_request, request_rounds
 from server.settings import Settings
 from server.telemetry.tracer import Tracer
-
-ROUNDS = 10
-# Of 3 ms each: a core keeps another clock for longer than a few of those.
-COPY_ROUNDS = 100
 
 
 def test_one_request(gate: Gate) -> None:
     """In and out of a front end, everything but gRPC."""
-    raw, path = raw_request(), FrontendPath()
-    gate.check("frontend_request", *((path.median_us(raw), floor_us(raw)) for _ in range(ROUNDS)))
+    path = FrontendPath()
+    gate.check("frontend_request", *request_rounds(path))
     assert path.answers == CALLS * ROUNDS
     path.close()
 
@@ -43,7 +39,7 @@ def test_tracing(gate: Gate) -> None:
 
 def test_copy(gate: Gate) -> None:
     """A window goes into its slot by one copy."""
-    gate.check("write_input", *(copy_us() for _ in range(COPY_ROUNDS)))
+    gate.check("write_input", *copy_rounds())
 
 
 def _drain(records: socket.socket) -> None:

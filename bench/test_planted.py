@@ -12,7 +12,7 @@ import pytest
 
 from bench.conftest import Gate
 from bench.engine_path import overhead_us
-from bench.frontend_path import FrontendPath, copy_us, floor_us, raw_request
+from bench.frontend_path import FrontendPath, copy_rounds, request_rounds
 from bench.wake_up import wake_up_us
 from scheduler.dispatcher import Batch, Dispatcher
 from scheduler.partition import Partition
@@ -52,8 +52,8 @@ def test_take_that_is_2_us_slower_for_each_item(gate: Gate, monkeypatch: pytest.
 
 def test_front_end_that_is_50_us_slower(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     after(monkeypatch, Desk, "submit", lambda _: burn(FRONTEND_S))
-    raw, path = raw_request(), FrontendPath()
-    assert not gate.judge("frontend_request", *((path.median_us(raw), floor_us(raw)) for _ in range(3))).holds
+    path = FrontendPath()
+    assert not gate.judge("frontend_request", *request_rounds(path)).holds
     path.close()
 
 
@@ -65,7 +65,7 @@ def test_window_that_is_copied_twice(gate: Gate, monkeypatch: pytest.MonkeyPatch
         once(*args)
 
     monkeypatch.setattr(Partition, "write_input", twice)
-    assert not gate.judge("write_input", *(copy_us() for _ in range(3))).holds
+    assert not gate.judge("write_input", *copy_rounds()).holds
 
 
 def test_wake_ups_that_are_lost(gate: Gate) -> None:
