@@ -1,6 +1,7 @@
 """Ends children that hang: engines with items queued, front ends with answers to fetch, that do nothing.
 
-A child that is killed is one that died, and what follows is the same.
+A child that is killed is one that died, and what follows is the same. An engine that is being prepared may
+take its time; where it stands back so far that it never gets any, it is helped on.
 """
 
 import asyncio
@@ -10,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from scheduler import _ring
-from server.children import Child
+from server.children import Child, Duty
+from server.considerate import relieve
 from server.liveness import CHECK_EVERY_S
 
 # A batch may take this many times what is predicted for the largest before its engine counts as stuck.
@@ -55,6 +57,8 @@ class Watchdog:
                     if idle_s:
                         os.eventfd_write(self._eventfds[child.name], 1)
                     self._kill_if_stuck(child, idle_s, self._engine_timeout_s(child.index))
+                elif child.duty is Duty.PREPARING and child.process is not None:
+                    relieve(child.process.pid)
             for child in self._frontends:
                 if child.ready:
                     idle_s = self._idle_s(child, *self._native.frontend_progress(child.index))

@@ -31,6 +31,7 @@ class Process:
     """In the place of a child's process: whether it lives is the test's to say."""
 
     def __init__(self) -> None:
+        self.pid = 0  # of no process
         self.killed = False
 
     def kill(self) -> None:

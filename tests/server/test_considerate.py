@@ -1,14 +1,21 @@
 """Work that stands back: by whom, how far, and that everybody else is as before."""
 
+import contextlib
 import os
+import queue
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from pathlib import Path
 
 import pytest
 
 from server import considerate
-from server.considerate import LEFT_OVER_CORES, NICENESS, done, idle_cores
+from server.considerate import LEFT_OVER_CORES, NICENESS, done, idle_cores, relieve
 
 STORY: ContextVar[str] = ContextVar("story")
 
@@ -97,3 +104,95 @@ def test_idle_cores_are_those_that_nobody_uses() -> None:
 
     assert done(busy, considerately=True) < 0.2
     assert 0 <= idle_cores(0.1) <= len(os.sched_getaffinity(0)) + 0.3
+
+
+@contextlib.contextmanager
+def standing_back() -> Iterator[tuple[int, Callable[[], float]]]:
+    """A thread in idle time alone, on a core that is kept busy: its number, and how long it has waited."""
+    core = {max(os.sched_getaffinity(0))}
+    busy = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import os; os.sched_setaffinity(0, {core}); print(flush=True)\nwhile True: pass",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    numbers, stop = queue.SimpleQueue[int](), threading.Event()
+
+    def work() -> None:
+        os.sched_setaffinity(0, core)
+        considerate._stand_back()
+        numbers.put(threading.get_native_id())
+        while not stop.wait(0.001):
+            pass
+
+    thread = threading.Thread(target=work)
+    try:
+        assert busy.stdout is not None
+        busy.stdout.readline()
+        thread.start()
+        number = numbers.get()
+        schedstat = Path(f"/proc/self/task/{number}/schedstat")
+        yield number, lambda: int(schedstat.read_text().split()[1]) / 1e9
+    finally:
+        stop.set()
+        busy.kill()
+        busy.communicate()
+        thread.join()
+
+
+def way_back() -> bool:
+    """Whether the kernel lets a thread return from where `considerate` puts it."""
+
+    def there_and_back() -> None:
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+    with ThreadPoolExecutor(1) as executor:
+        return not isinstance(executor.submit(there_and_back).exception(), PermissionError)
+
+
+def test_who_starves_gets_a_part_of_a_core(
+    idle: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it has waited for long enough; what does not stand back is left alone."""
+    if not way_back():
+        pytest.skip("no CAP_SYS_NICE and RLIMIT_NICE below 5")
+    idle(LEFT_OVER_CORES)
+    before = stance()
+    with standing_back() as (thread, waited_s):
+        while waited_s() == 0:
+            time.sleep(0.01)
+        relieve(os.getpid())
+        assert os.sched_getscheduler(thread) == os.SCHED_IDLE
+        monkeypatch.setattr(considerate, "PATIENCE_S", 0.05)
+        while waited_s() < 0.2:
+            time.sleep(0.01)
+        relieve(os.getpid())
+        now = os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)
+    assert now == (os.SCHED_OTHER, NICENESS)
+    assert stance() == before
+
+
+def test_where_there_is_no_way_back_it_goes_on_waiting(
+    idle: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for a process that is gone."""
+    idle(LEFT_OVER_CORES)
+    monkeypatch.setattr(considerate, "PATIENCE_S", 0.0)
+    with standing_back() as (thread, waited_s):
+        while waited_s() < 0.1:
+            time.sleep(0.01)
+
+        def refuse(*_: object) -> None:
+            raise PermissionError
+
+        with monkeypatch.context() as refusing:
+            refusing.setattr(os, "sched_setscheduler", refuse)
+            relieve(os.getpid())
+        assert os.sched_getscheduler(thread) == os.SCHED_IDLE
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    relieve(gone.pid)

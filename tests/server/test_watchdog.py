@@ -144,6 +144,26 @@ async def test_only_engines_that_are_ready_are_watched(watched: Watched, duty: D
     assert watched.killed() == ["engine-0"]
 
 
+async def test_engines_that_are_prepared_are_helped_on(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else: who serves does not stand back."""
+    helped = list[int]()
+    monkeypatch.setattr(watchdog, "relieve", helped.append)
+    await watched.checked(2)
+    watched.engine.ready = False
+    await watched.checked(2)
+    assert helped == []
+    watched.engine.duty = Duty.PREPARING
+    await watched.checked(2)
+    assert watched.engine.process is not None
+    assert set(helped) == {watched.engine.process.pid}
+    watched.engine.process = None
+    helped.clear()
+    await watched.checked(2)
+    assert helped == []
+
+
 async def test_large_batches_may_take_longer(watched: Watched) -> None:
     """Five times what is predicted for the largest of any model."""
     high_ns = 600 * MS
