@@ -54,6 +54,8 @@ def relieve(pid: int) -> None:
     holds which starves. Without CAP_SYS_NICE and with a RLIMIT_NICE below 5 there is no way back for them,
     and they stay as they are.
     """
+    if os.sched_getscheduler(0) == os.SCHED_IDLE:
+        return  # the whole service stands back, as its owner wants it
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):  # it has just ended, or the kernel does not let us
             if os.sched_getscheduler(int(task.name)) == os.SCHED_IDLE and _starves(task):

@@ -157,9 +157,11 @@ async def ending_of(call: Any) -> Ending:
 class RpcStream:
     """One PredictStream RPC."""
 
-    def __init__(self, channel: grpc.aio.Channel, metadata: Metadata = ()) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, metadata: Metadata = (), *, timeout_s: float = PATIENCE_S
+    ) -> None:
         call: Any = channel.stream_stream(PREDICT_STREAM, None, None)
-        self.call = call(timeout=PATIENCE_S, metadata=tuple(metadata))
+        self.call = call(timeout=timeout_s, metadata=tuple(metadata))
 
     async def send(self, *messages: bytes) -> None:
         """Sends messages in this order."""

@@ -151,6 +151,15 @@ async def test_metadata_that_is_too_long(strict: Service, neighbour: grpc.aio.Ch
         assert end.code is Code.RESOURCE_EXHAUSTED, end
 
 
+async def least_memory(process: psutil.Process) -> int:
+    """Bytes that it keeps, without what it reads into and gives back at once."""
+    least = process.memory_info().rss
+    for _ in range(20):
+        await asyncio.sleep(0.05)
+        least = min(least, process.memory_info().rss)
+    return least
+
+
 async def test_headers_without_an_end(strict: Service, neighbour: grpc.aio.Channel) -> None:
     """What they take is bounded: after eighty megabytes, twice as many more make no difference."""
     process = psutil.Process(strict.pid("frontend-0"))
@@ -162,7 +171,7 @@ async def test_headers_without_an_end(strict: Service, neighbour: grpc.aio.Chann
             for megabytes in (80, 160):
                 for _ in range(megabytes * 1_000_000 // len(piece)):
                     await connection.send(piece)
-                sizes.append(process.memory_info().rss)
+                sizes.append(await least_memory(process))
         assert sizes[-1] - sizes[0] < 40_000_000
 
 

@@ -152,7 +152,7 @@ async def test_what_was_let_in_is_answered_before_a_model_goes(
     slow.destroy()
     engine = await alone(service)
     pid = service.pid(engine)
-    stream = RpcStream(channel)
+    stream = RpcStream(channel, timeout_s=CHANGE_TIMEOUT_S)
     with service.paused(engine):
         bulk = [slow.ask(value, priority=types_pb2.PRIORITY_BACKGROUND_TASKS) for value in range(1, HELD + 1)]
         await stream.send(*[streamed(number, message) for number, message in enumerate(bulk, 1)])

@@ -135,7 +135,7 @@ async def test_timeout_of_centuries_is_none(channel: grpc.aio.Channel, far: dict
 
 
 async def test_bypassing_shares_no_batch(channel: grpc.aio.Channel) -> None:
-    """Sixteen requests at once, each in a batch of its own rows. Urgent ones: bulk is cut to its quantum."""
+    """Sixteen requests at once: none has rows of another in its batch, so none has more than its own."""
     alone = {
         "options": inference_pb2.PredictOptions(bypass_batching=True),
         "priority": types_pb2.PRIORITY_REAL_TIME_TRADING,
@@ -143,9 +143,10 @@ async def test_bypassing_shares_no_batch(channel: grpc.aio.Channel) -> None:
     }
     messages = [streamed(rows, window_request(rows, **alone)) for rows in range(1, 17)]
     answers, _ = await exchange(channel, *messages)
-    assert {rows: ending.response.timing.batch_size for rows, ending in answers.items()} == {
-        rows: rows for rows in range(1, 17)
-    }
+    sizes = {rows: ending.response.timing.batch_size for rows, ending in answers.items()}
+    assert set(sizes) == set(range(1, 17))
+    # Fewer where the engine found it quicker to compute three rows as two and one.
+    assert all(size <= rows for rows, size in sizes.items()), sizes
 
 
 # -- priority -----------------------------------------------------------------------------------

@@ -196,3 +196,22 @@ def test_where_there_is_no_way_back_it_goes_on_waiting(
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     relieve(gone.pid)
+
+
+def test_service_that_stands_back_as_a_whole_stays_there(
+    idle: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its engines have inherited it."""
+    idle(LEFT_OVER_CORES)
+    monkeypatch.setattr(considerate, "PATIENCE_S", 0.0)
+
+    def supervisor() -> None:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        relieve(os.getpid())
+
+    with standing_back() as (thread, waited_s):
+        while waited_s() < 0.1:
+            time.sleep(0.01)
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(supervisor).result()
+        assert os.sched_getscheduler(thread) == os.SCHED_IDLE
