@@ -37,8 +37,8 @@ SETTINGS = {
     "TICKRING_SCHEDULER__EARLY_REFUSAL": "false",
     "TICKRING_SCHEDULER__CLASSES__REAL_TIME_TRADING__DEFAULT_TIMEOUT_MS": "60000",
 }
-# A change takes as long as torch takes to load in what others leave of the cores.
-CHANGE_TIMEOUT_S = 100.0
+# A change takes as long as torch takes to load, on a machine that others use too.
+CHANGE_TIMEOUT_S = 60.0
 # Between two requests of one caller: the load is bounded.
 PAUSE_S = 0.005
 ON_ONE_STREAM = 100

@@ -134,19 +134,25 @@ async def test_timeout_of_centuries_is_none(channel: grpc.aio.Channel, far: dict
     assert [answers[sequence].code for sequence in (1, 2)] == [Code.OK, Code.OK]
 
 
-async def test_bypassing_shares_no_batch(channel: grpc.aio.Channel) -> None:
-    """Sixteen requests at once: none has rows of another in its batch, so none has more than its own."""
+async def test_bypassing_shares_no_batch(bundled: Service, channel: grpc.aio.Channel) -> None:
+    """Sixteen requests at once, each in a batch of its own rows. Urgent ones: bulk is cut to its quantum."""
     alone = {
         "options": inference_pb2.PredictOptions(bypass_batching=True),
         "priority": types_pb2.PRIORITY_REAL_TIME_TRADING,
         "timeout": {"seconds": 30},
     }
     messages = [streamed(rows, window_request(rows, **alone)) for rows in range(1, 17)]
-    answers, _ = await exchange(channel, *messages)
-    sizes = {rows: ending.response.timing.batch_size for rows, ending in answers.items()}
-    assert set(sizes) == set(range(1, 17))
-    # Fewer where the engine found it quicker to compute three rows as two and one.
-    assert all(size <= rows for rows, size in sizes.items()), sizes
+    # All of them are queued first: three rows with nothing behind them may be computed as two and one.
+    stream = RpcStream(channel)
+    with bundled.paused():
+        await stream.send(*messages, b"\xff")
+        sequence, marker = await stream.answer()
+        assert (sequence, marker.code) == (0, Code.INVALID_ARGUMENT)
+    await stream.half_close()
+    answers, _ = await stream.rest()
+    assert {rows: ending.response.timing.batch_size for rows, ending in answers} == {
+        rows: rows for rows in range(1, 17)
+    }
 
 
 # -- priority -----------------------------------------------------------------------------------
