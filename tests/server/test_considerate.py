@@ -25,6 +25,11 @@ def stance() -> tuple[int, int]:
     return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
 
 
+def refuse(*_: object) -> None:
+    """As a kernel does without privileges."""
+    raise PermissionError
+
+
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets how many cores are idle."""
@@ -55,9 +60,6 @@ def test_where_none_is_idle_a_little_is_claimed(idle: Callable[[float], None]) -
 def test_where_the_kernel_refuses_a_little_is_claimed(
     idle: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError
-
     idle(2.0)
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
     assert done(stance, considerately=True) == (os.SCHED_OTHER, NICENESS)
@@ -107,69 +109,59 @@ def test_idle_cores_are_those_that_nobody_uses() -> None:
 
 
 @contextlib.contextmanager
-def standing_back() -> Iterator[tuple[int, Callable[[], float]]]:
-    """A thread in idle time alone, on a core that is kept busy: its number, and how long it has waited."""
+def standing_back() -> Iterator[tuple[int, Callable[[float], None]]]:
+    """A thread in idle time alone, on a core that is kept busy: its number, and what awaits its wait, s."""
     core = {max(os.sched_getaffinity(0))}
-    busy = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"import os; os.sched_setaffinity(0, {core}); print(flush=True)\nwhile True: pass",
-        ],
-        stdout=subprocess.PIPE,
-    )
+    program = f"import os; os.sched_setaffinity(0, {core}); print(flush=True)\nwhile True: pass"
+    busy = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     numbers, stop = queue.SimpleQueue[int](), threading.Event()
 
     def work() -> None:
         os.sched_setaffinity(0, core)
-        considerate._stand_back()
         numbers.put(threading.get_native_id())
         while not stop.wait(0.001):
             pass
 
-    thread = threading.Thread(target=work)
-    try:
-        assert busy.stdout is not None
-        busy.stdout.readline()
-        thread.start()
-        number = numbers.get()
-        schedstat = Path(f"/proc/self/task/{number}/schedstat")
-        yield number, lambda: int(schedstat.read_text().split()[1]) / 1e9
-    finally:
-        stop.set()
-        busy.kill()
-        busy.communicate()
-        thread.join()
-
-
-def way_back() -> bool:
-    """Whether the kernel lets a thread return from where `considerate` puts it."""
-
-    def there_and_back() -> None:
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
     with ThreadPoolExecutor(1) as executor:
-        return not isinstance(executor.submit(there_and_back).exception(), PermissionError)
+        try:
+            assert busy.stdout is not None
+            busy.stdout.readline()
+            executor.submit(done, work, considerately=True)
+            number = numbers.get()
+            schedstat = Path(f"/proc/self/task/{number}/schedstat")
+
+            def until_it_waited(seconds: float) -> None:
+                while int(schedstat.read_text().split()[1]) < seconds * 1e9:
+                    time.sleep(0.01)
+
+            yield number, until_it_waited
+        finally:
+            stop.set()
+            busy.kill()
+            busy.communicate()
+
+
+def leave_idle_time() -> None:
+    """Only who may lower niceness can."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def test_who_starves_gets_a_part_of_a_core(
     idle: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once it has waited for long enough; what does not stand back is left alone."""
-    if not way_back():
-        pytest.skip("no CAP_SYS_NICE and RLIMIT_NICE below 5")
     idle(LEFT_OVER_CORES)
+    try:
+        done(leave_idle_time, considerately=True)
+    except PermissionError:
+        pytest.skip("no CAP_SYS_NICE and RLIMIT_NICE below 5")
     before = stance()
-    with standing_back() as (thread, waited_s):
-        while waited_s() == 0:
-            time.sleep(0.01)
+    with standing_back() as (thread, until_it_waited):
+        until_it_waited(0.01)
         relieve(os.getpid())
         assert os.sched_getscheduler(thread) == os.SCHED_IDLE
         monkeypatch.setattr(considerate, "PATIENCE_S", 0.05)
-        while waited_s() < 0.2:
-            time.sleep(0.01)
+        until_it_waited(0.2)
         relieve(os.getpid())
         now = os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)
     assert now == (os.SCHED_OTHER, NICENESS)
@@ -179,20 +171,17 @@ def test_who_starves_gets_a_part_of_a_core(
 def test_where_there_is_no_way_back_it_goes_on_waiting(
     idle: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also for a process that is gone."""
     idle(LEFT_OVER_CORES)
     monkeypatch.setattr(considerate, "PATIENCE_S", 0.0)
-    with standing_back() as (thread, waited_s):
-        while waited_s() < 0.1:
-            time.sleep(0.01)
-
-        def refuse(*_: object) -> None:
-            raise PermissionError
-
+    with standing_back() as (thread, until_it_waited):
+        until_it_waited(0.1)
         with monkeypatch.context() as refusing:
             refusing.setattr(os, "sched_setscheduler", refuse)
             relieve(os.getpid())
         assert os.sched_getscheduler(thread) == os.SCHED_IDLE
+
+
+def test_process_that_is_gone_needs_nothing() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     relieve(gone.pid)
@@ -204,14 +193,7 @@ def test_service_that_stands_back_as_a_whole_stays_there(
     """Its engines have inherited it."""
     idle(LEFT_OVER_CORES)
     monkeypatch.setattr(considerate, "PATIENCE_S", 0.0)
-
-    def supervisor() -> None:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        relieve(os.getpid())
-
-    with standing_back() as (thread, waited_s):
-        while waited_s() < 0.1:
-            time.sleep(0.01)
-        with ThreadPoolExecutor(1) as executor:
-            executor.submit(supervisor).result()
+    with standing_back() as (thread, until_it_waited):
+        until_it_waited(0.1)
+        done(lambda: relieve(os.getpid()), considerately=True)  # by one that stands back as far
         assert os.sched_getscheduler(thread) == os.SCHED_IDLE
